@@ -1,0 +1,95 @@
+"Embedding a folder and writing it down, against lightly's own code and on real files."
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightly.utils.io import load_embeddings, save_embeddings
+from lightly_curate.core.errors import InputError
+from lightly_curate.data.scan import scan
+from lightly_curate.embed.embed import embed
+from lightly_curate.embed.embedding_csv import read_embeddings, read_fast, read_slowly, write_embeddings
+from lightly_curate.learn.backbone import load_backbone
+
+NAMES = ['a.jpg', 'b c.jpg', 'd,e.jpg', 'f"g.jpg', 'two\nlines.jpg', 'cr\r.jpg', '-x.jpg', "it's.jpg", 'semi;colon.jpg', '#1.jpg', ' lead.jpg',
+         'maracuja\u0301.jpg', 'кот.png', '絵/文字.png', '', 'tab\t.jpg']
+
+
+def numbers(n: int, d: int, seed: int = 0) -> np.ndarray:
+    "Finite float32 of every size, half of them as embeddings are."
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2**32, n*d, dtype=np.uint32).view(np.float32)
+    x = np.where(np.isfinite(bits) & (rng.random(n*d) < .5), bits, rng.normal(size=n*d).astype(np.float32))
+    return x.astype(np.float32).reshape(n, d)
+
+
+@pytest.mark.parametrize(('n', 'd'), [(0, 3), (1, 1), (len(NAMES)*40, 32)])
+def test_bytes_equal_lightly(tmp_path: Path, n: int, d: int) -> None:
+    "The file is lightly's own, byte for byte, and comes back bit for bit."
+    x, labels = numbers(n, d), [i % 7 for i in range(n)]
+    filenames = [f'{i//len(NAMES)}/{NAMES[i % len(NAMES)]}' if i >= len(NAMES) else NAMES[i] for i in range(n)]
+    write_embeddings(tmp_path/'ours.csv', filenames, x, labels)
+    save_embeddings(str(tmp_path/'theirs.csv'), x, labels, filenames)
+    assert (tmp_path/'ours.csv').read_bytes() == (tmp_path/'theirs.csv').read_bytes()
+    if not n: return
+    for read in (read_embeddings, read_slowly):
+        table = read(tmp_path/'ours.csv')
+        assert table.filenames == filenames
+        assert table.emb.tobytes() == x.tobytes()
+        assert table.labels is not None and table.labels.tolist() == labels
+    theirs, their_labels, their_names = load_embeddings(str(tmp_path/'ours.csv'))
+    assert their_names == filenames and their_labels == labels
+    assert theirs.astype(np.float32).tobytes() == x.tobytes()
+
+
+def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where one block ends and the next begins does not show."
+    x, filenames = numbers(50, 4), [f'{i}.jpg' for i in range(50)]
+    write_embeddings(tmp_path/'one.csv', filenames, x, [0]*50)
+    monkeypatch.setattr('lightly_curate.embed.embedding_csv.BLOCK_NUMBERS', 7)
+    write_embeddings(tmp_path/'many.csv', filenames, x, [0]*50)
+    assert (tmp_path/'one.csv').read_bytes() == (tmp_path/'many.csv').read_bytes()
+
+
+@pytest.mark.slow
+def test_speed(tmp_path: Path) -> None:
+    "A hundred thousand embeddings are written and read in seconds."
+    x, filenames = np.random.default_rng(0).normal(size=(100_000, 32)).astype(np.float32), [f'folder/{i:06}.jpg' for i in range(100_000)]
+    begun = time.perf_counter()
+    write_embeddings(tmp_path/'a.csv', filenames, x, np.zeros(len(x), dtype=np.int64))
+    written = time.perf_counter()
+    table = read_fast(tmp_path/'a.csv')
+    read_s, write_s = time.perf_counter() - written, written - begun
+    assert table is not None and table.emb.tobytes() == x.tobytes()
+    print(f'write {len(x)/write_s:,.0f} rows/s, read {len(x)/read_s:,.0f} rows/s')
+    assert write_s < 30 and read_s < 15, (write_s, read_s)
+
+
+def test_odd_files(shared_data: Path) -> None:
+    "Broken files become rows with a reason; the others get the embedding they get alone."
+    folder = shared_data/'odd'
+    samples, vectors = embed(scan(folder), load_backbone(), folder, batch_size=16, n_workers=2)
+    corrupt = samples.index[samples['status'] == 'corrupt'].to_numpy()
+    assert sorted([*corrupt, *vectors.rows]) == list(range(len(samples)))
+    assert samples.loc[corrupt, 'reason'].str.len().min() > 5
+    assert not any(o.startswith(('valid/', 'names/', 'damaged/')) for o in samples['filename'][corrupt])
+    assert not any(o.startswith('broken/') for o in samples['filename'][vectors.rows])
+    row = int(vectors.rows[len(vectors)//2])
+    one = embed(samples.assign(status=samples['status'].where(samples.index == row, 'corrupt'),
+                               reason=samples['reason'].fillna('left out')), load_backbone(), folder, 1, 1)[1]
+    np.testing.assert_allclose(one.emb[0], vectors.of(np.array([row])).emb[0], atol=1e-4)
+    with pytest.raises(InputError, match='could be read'):
+        embed(scan(folder/'broken'), load_backbone(), folder/'broken', batch_size=16, n_workers=2)
+
+
+def test_twice(shared_data: Path) -> None:
+    "The same folder gives the same bytes, whatever the number of threads, and torch is left as it was."
+    folder = shared_data/'dedupe'
+    before = torch.get_num_threads()
+    first, second = (embed(scan(folder), load_backbone(), folder, batch_size=16, n_workers=o)[1] for o in (1, 4))
+    assert first.emb.tobytes() == second.emb.tobytes()
+    assert first.rows.tobytes() == second.rows.tobytes()
+    assert torch.get_num_threads() == before
