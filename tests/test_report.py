@@ -1,0 +1,261 @@
+"The report as a whole: a run of our own pictures, made, written, shown."
+import json
+import re
+import warnings
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+from PIL import Image
+
+from lightly_curate.core.errors import ReportError
+from lightly_curate.core.rundir import RunDir
+from lightly_curate.core.samples import available, make_samples, result_order, with_columns
+from lightly_curate.data.images import read_rgb
+from lightly_curate.data.scan import scan
+from lightly_curate.clean.duplicates import mark_duplicates
+from lightly_curate.clean.integrity import check_integrity
+from lightly_curate.embed.vectors import Vectors
+from lightly_curate.report import plots as plots_module
+from lightly_curate.report import report as report_module
+from lightly_curate.report.page import spoken
+from lightly_curate.report.plots import BLUE, PALE, plot_selection, png
+from lightly_curate.report.project import MAX_POINTS, Layout, pca, umap_layout
+from lightly_curate.report.report import (
+    build_report, describe_machine, installed_versions, read_report, validate_report, write_plots, write_report)
+from lightly_curate.report.stats import pairwise_stats, savings
+from lightly_curate.select.coreset import k_center
+from lightly_curate.select.distances import nearest
+
+MAPS = {f'scatter_{o}{p}' for o in ('pca', 'umap_k_5', 'umap_k_15', 'umap_k_50') for p in ('', '_no_overlay')}
+
+
+def no_umap(x, n_neighbors, seed=1):
+    "UMAP takes many seconds to compile; what is tested here is what is done with its points."
+    return Layout(pca(x), 'UMAP', min(n_neighbors, len(x) - 1), '')
+
+
+def curate(folder, share):
+    "Sample table and vectors of a folder, with mean colours for a model and a share of the images selected."
+    samples = mark_duplicates(check_integrity(scan(folder), folder, n_workers=2))
+    rows = available(samples)
+    small = [read_rgb(folder/samples.at[row, 'path']).resize((4, 4)) for row in rows]
+    vectors = Vectors(np.stack([np.asarray(o, dtype=np.float32).ravel()/255 for o in small]), rows)
+    chosen, gaps = k_center(vectors.emb, max(1, int(share*len(rows))))
+    samples = with_columns(samples, rows[chosen], selected=True, rank=range(len(chosen)), gap=gaps)
+    left = np.setdiff1d(rows, rows[chosen])
+    if len(left):
+        index, distance = nearest(vectors.of(left).emb, vectors.of(rows[chosen]).emb)
+        samples = with_columns(samples, left, nearest_selected=rows[chosen][index], nearest_distance=distance)
+    return samples, vectors
+
+
+def make_report(run_dir, samples, vectors, input_dir, max_bytes=2e9, n_examples=6, ended_by='n_samples'):
+    "All that the pipeline does for the report."
+    before = pairwise_stats(vectors.emb, max_bytes, seed=1)
+    after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed=1, edges=before.edges)
+    made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1)
+    job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3',
+        'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
+        'seconds': {'scan': .25, 'embed': 101.5}, 'machine': describe_machine(), 'versions': installed_versions(),
+        'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1}}}
+    n_selected, n_features = int(samples['selected'].sum()), vectors.emb.shape[1]
+    asked = {'n_samples': .3, 'min_distance': -1.}
+    stopping = {'method': 'coreset', 'asked': asked, 'n_samples': n_selected, 'ended_by': ended_by}
+    weights = {'origin': 'mean colours', 'sha256': None, 'name': None, 'n_features': n_features, 'input_size': 4}
+    saved = savings(len(vectors) - n_selected)
+    report = build_report(samples, job, stopping, weights, before, after, saved, made)
+    write_report(report, run_dir.report_json)
+    return report
+
+
+@pytest.fixture(scope='module')
+def finished(sample_folder, tmp_path_factory):
+    "A run folder with report.json and plots, and its report."
+    run_dir = RunDir(tmp_path_factory.mktemp('report')/'run')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_module, 'umap_layout', no_umap)
+        samples, vectors = curate(sample_folder, .3)
+        return run_dir, make_report(run_dir, samples, vectors, sample_folder), samples, vectors
+
+
+def test_files_and_counts(finished):
+    "The documented names, and numbers that add up."
+    run_dir, report, samples, _ = finished
+    n = report['counts']['sampled']
+    pairs = {f'filter_decision_{i*-(-n//6)}' for i in range(6) if i*-(-n//6) < n}
+    histograms = {'distance_distr_before', 'distance_distr_after'}
+    assert {o.stem for o in run_dir.plots.iterdir()} == histograms | MAPS | pairs
+    assert {o['name'] for o in report['plots']} == {o.stem for o in run_dir.plots.iterdir()}
+    assert len(report['examples']) == len(pairs)
+    assert report['counts']['corrupt'] == report['corrupt']['n'] > 0
+    assert report['counts']['duplicate'] == report['duplicates']['n_files'] > 0
+    for key in ('input', 'available', 'sampled'):
+        assert sum(o[key] for o in report['folders']['shown']) == report['counts'][key]
+    assert report['stopping']['covering_distance'] == pytest.approx(samples['nearest_distance'].max())
+    assert report['distances']['after']['min'] >= report['distances']['before']['min']
+    assert 'secret' not in run_dir.report_json.read_text()
+
+
+def test_same_again(finished, sample_folder, tmp_path, monkeypatch):
+    "The same table gives the same bytes."
+    run_dir, report, samples, vectors = finished
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    assert make_report(RunDir(tmp_path), samples, vectors, sample_folder) == report
+    for file in run_dir.plots.iterdir():
+        assert (tmp_path/'plots'/file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def numbers_in(text):
+    "Numbers as they are printed, and how many digits follow the point."
+    return [(float(o.replace(',', '')), len(o.partition('.')[2])) for o in re.findall(r'\d[\d,]*(?:\.\d+)?', text)]
+
+
+def values_in(value):
+    "All numbers in a report, those inside texts too."
+    if isinstance(value, dict): return [o for k, v in value.items() for o in [*values_in(k), *values_in(v)]]
+    if isinstance(value, list): return [o for v in value for o in values_in(v)]
+    if isinstance(value, str): return [o for o, _ in numbers_in(value)]
+    return [] if value is None or isinstance(value, bool) else [abs(float(value))]
+
+
+def execute(root, result, run_dir):
+    "Run the report notebook as a job."
+    source = str(root/'nbs'/'jobs'/'report.ipynb')
+    papermill.execute_notebook(source, str(result), {'run_dir': str(run_dir)}, progress_bar=False)
+
+
+def test_page(finished, root, tmp_path, monkeypatch):
+    "The notebook runs, shows no code's names for objects, and no number that is not in report.json."
+    run_dir, report, *_ = finished
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    execute(root, tmp_path/'report.ipynb', run_dir.root)
+    cells = nbformat.read(tmp_path/'report.ipynb', 4).cells
+    outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
+    shown = [o.data for o in outputs if 'image/png' not in o.data]
+    texts = [''.join(o.get('text/markdown', o.get('text/html', ''))) for o in shown]
+    assert all(texts), 'an output has neither markdown nor a table'
+    assert all(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
+    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 4 + len(report['examples'])//2
+    text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts))
+    times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
+    percents = [100*o for o in report['shares'].values()]
+    known = np.array(values_in(report) + values_in(times) + percents)
+    strange = [(x, n) for x, n in numbers_in(text) if not (np.abs(known - x) <= .5001*10.**-n + 1e-9*x).any()]
+    assert not strange, strange
+    strip = next(o for o in texts if o.startswith('<table'))
+    assert re.findall('<td>([^<]*)</td>', strip)[:6] == [str(report['counts'][o]) for o in report['counts']]
+
+
+def test_page_without_a_run(root, tmp_path, monkeypatch):
+    "A folder that is no run is told in words."
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    with pytest.raises(papermill.PapermillExecutionError, match='run the report step') as error:
+        execute(root, tmp_path/'report.ipynb', tmp_path)
+    assert error.value.ename == 'ReportError'
+
+
+@pytest.mark.parametrize('n, n_selected', [(1, 1), (2, 1), (2, 2), (3, 1), (7, 6)])
+def test_small_sets(n, n_selected, tmp_path, monkeypatch):
+    "One image, two, all selected, fewer pairs than asked for: a report each time, and valid JSON without NaN."
+    monkeypatch.setattr(report_module, 'umap_layout', umap_layout if n < 4 else no_umap)
+    samples = make_samples([f'{i}.jpg' for i in range(n)])
+    samples = with_columns(samples, range(n_selected), selected=True, rank=range(n_selected))
+    vectors = Vectors(np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32), np.arange(n))
+    report = make_report(RunDir(tmp_path), samples, vectors, None)
+    assert json.loads((tmp_path/'report.json').read_text(), parse_constant=pytest.fail) == report
+    assert (report['distances']['after']['mean'] is None) == (n_selected == 1)
+    if n < 4: assert f'cannot arrange {n} images' in report['plots'][-1]['caption']
+    if n == n_selected:
+        assert any('No available image was left out' in o for o in report['notices'])
+        assert not report['examples']
+    if n > n_selected:
+        assert all(o['plot'] is None for o in report['examples'])
+        assert any('no picture' in o for o in report['notices']), report['notices']
+
+
+def test_odd_vectors(tmp_path):
+    "Equal vectors, one dimension, a zero vector: drawn without a warning."
+    for x in (np.ones((6, 3)), np.arange(6.)[:, None]*0, np.zeros((6, 2))):
+        samples = with_columns(make_samples([f'{i}.jpg' for i in range(6)]), [2, 4], selected=True, rank=[0, 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            report = make_report(RunDir(tmp_path), samples, Vectors(x.astype(np.float32), np.arange(6)), None)
+        assert report['distances']['before']['max'] == 0
+        assert all('all alike' in o['caption'] for o in report['plots'] if 'umap' in o['name'])
+
+
+def test_names(tmp_path, monkeypatch):
+    "Names that look like formulas, markup or another alphabet reach the picture and the table as they are."
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    names = ['$\\frac{1}$/a_b^c.png', '<b>&amp;.png', 'a*b_c`d.png', '写真/🐱🏽.png', '%s{}.png', 'x'*200 + '.png']
+    for i, name in enumerate(names):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (20 + i, 20), (40*i, 0, 0)).save(tmp_path/name)
+    samples = make_samples(names, labels=[0, 1, 1, 2, 1, 1])
+    samples = with_columns(samples, [0, 3, 5], selected=True, rank=[0, 1, 2])
+    vectors = Vectors(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        report = make_report(RunDir(tmp_path/'run'), samples, vectors, tmp_path)
+    assert all(o['plot'] for o in report['examples'])
+    assert {o['retained'] for o in report['examples']} == set(samples['filename'][[0, 3, 5]])
+    assert read_report(tmp_path/'run'/'report.json') == report
+
+
+def test_sampled_pairs_and_points(finished, tmp_path, monkeypatch):
+    "What was not looked at in full says so."
+    _, _, samples, vectors = finished
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    monkeypatch.setattr(report_module, 'rows_to_draw', lambda selected, seed: np.arange(0, len(selected), 2))
+    report = make_report(RunDir(tmp_path), samples, vectors, None, max_bytes=400)
+    assert not report['distances']['before']['exact'] and report['distances']['before']['n_pairs'] == 100
+    assert sum('drawn at random' in o for o in report['notices']) >= 2, report['notices']
+
+
+def test_schema_refuses(finished):
+    "Each part of the report is closed: a key too many or one missing is found anywhere."
+    report = finished[1]
+    def broken(part, path):
+        if isinstance(part, dict) and path not in ('job.config', 'job.seconds', 'job.versions'):
+            for key in part: yield path, {k: v for k, v in part.items() if k != key}
+            yield path, {**part, 'more': 1}
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if path == 'job.config': continue
+            for where, changed in broken(value, f'{path}.{key}'.lstrip('.')): yield where, {**part, key: changed}
+    n_broken = 0
+    for where, changed in broken(report, ''):
+        n_broken += 1
+        with pytest.raises(ReportError, match='does not have the shape'):
+            validate_report(changed)
+            pytest.fail(f'accepted a change at {where or "the top"}')
+    assert n_broken > 60
+
+
+def test_readable_in_grey():
+    "Selected and other points differ in brightness, not only in colour."
+    grey = [Image.new('RGB', (1, 1), o).convert('L').getpixel((0, 0)) for o in (BLUE, PALE)]
+    assert grey[1] - grey[0] > 100, grey
+
+
+def test_personal_style_is_ignored(monkeypatch):
+    "A user's matplotlibrc changes nothing."
+    points, selected = np.random.default_rng(0).random((50, 2)), np.arange(50) % 3 == 0
+    plain = png(plot_selection(points, selected, 'PCA'))
+    for key, value in (('font.size', 30.), ('axes.facecolor', 'black'), ('text.usetex', True)):
+        monkeypatch.setitem(plots_module.matplotlib.rcParams, key, value)
+    assert png(plot_selection(points, selected, 'PCA')) == plain
+
+
+@pytest.mark.slow
+def test_time_of_the_layouts():
+    "Three UMAP layouts of as many points as are drawn stay in about two minutes on two cores."
+    import time
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 64))[rng.integers(30, size=MAX_POINTS)] + rng.normal(scale=.5, size=(MAX_POINTS, 64))
+    start = time.perf_counter()
+    layouts = [umap_layout(x.astype(np.float32), k) for k in (5, 15, 50)]
+    seconds = time.perf_counter() - start
+    assert all(np.isfinite(o.points).all() for o in layouts)
+    assert seconds < 180, f'{seconds:.0f} s'
