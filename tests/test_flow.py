@@ -1,0 +1,240 @@
+"The command line from a folder of images to the report, as a user runs it."
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from jsonschema import Draft202012Validator
+from lightly_curate.core.rundir import RunDir
+from lightly_curate.core.samples import check_samples, count_samples, load_samples
+from lightly_curate.embed.embedding_csv import read_embeddings
+from lightly_curate.report.report import REPORT_SCHEMA
+
+pytestmark = pytest.mark.smoke
+COMMAND = Path(sys.executable).with_name('lightly-curate')
+TOKEN = 'k3Yn0tF0rY0urEyes'
+
+
+def curate(*words, cwd=None, env=None) -> subprocess.CompletedProcess:
+    "Run the command line; `words` are what a user types."
+    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})})
+
+
+def finish(*words, **keys) -> RunDir:
+    "A run that must end well; its folder is out/r below `cwd` unless the words say otherwise."
+    answer = curate(*words, **keys)
+    assert answer.returncode == 0, answer.stderr
+    root = re.search(r'run folder (.*)', answer.stderr)[1]
+    return RunDir(Path(root))
+
+
+def names(path: Path) -> list[str]: return path.read_text(encoding='utf-8').splitlines()
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory) -> Path: return tmp_path_factory.mktemp('flow')
+
+
+@pytest.fixture(scope='module')
+def run(work, sample_folder) -> RunDir:
+    return finish(f'token={TOKEN}', f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=first',
+                  'stopping_condition.n_samples=0.3', 'dump_dataset=True', 'output_image_size=64', cwd=work)
+
+
+def all_distances(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return np.linalg.norm(x[:, None] - x[None], axis=-1)[np.triu_indices(len(x), 1)]
+
+
+DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/embeddings.csv data/normalized_embeddings.csv
+data/selected_embeddings.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
+filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
+report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/scatter_pca.png
+plots/scatter_pca_no_overlay.png""".split()
+DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in ('', '_no_overlay')]
+
+
+def test_tree_is_the_documented_one(run):
+    n_sampled = len(names(run.sampled_filenames))
+    step = -(-n_sampled//6)
+    pairs = [f'plots/filter_decision_{i*step}.png' for i in range(6) if i*step < n_sampled]
+    found = {o.relative_to(run.root).as_posix() for o in run.root.rglob('*') if o.is_file()}
+    found = {o for o in found if not o.startswith(('.lightly_curate/', 'data/sampled/'))}
+    assert found == {*DOCUMENTED, *pairs}
+
+
+def test_counts_agree_in_all_files(run, sample_folder):
+    samples = load_samples(run.samples_parquet)
+    counts = count_samples(samples)
+    assert counts['input'] == sum(o.is_file() for o in sample_folder.rglob('*'))
+    assert counts['corrupt'] >= 1 and counts['duplicate'] >= 2, counts
+    lists = {o: names(getattr(run, f'{o}_filenames')) for o in ('sampled', 'removed', 'duplicate', 'corrupt')}
+    assert {o: len(v) for o, v in lists.items()} == {o: counts[o] for o in lists}
+    assert sorted(sum(lists.values(), [])) == sorted(samples['filename'])
+    assert json.loads(run.report_json.read_text())['counts'] == counts
+    for path, n in [(run.embeddings_csv, 'available'), (run.normalized_embeddings_csv, 'available'), (run.selected_embeddings_csv, 'sampled')]:
+        assert len(read_embeddings(path).filenames) == counts[n], path
+    assert read_embeddings(run.selected_embeddings_csv).filenames == lists['sampled']
+    assert len(pd.read_csv(run.removed_samples_csv)) == counts['input'] - counts['sampled']
+    assert sum(o.is_file() for o in run.sampled.rglob('*')) == counts['sampled']
+
+
+def test_choice_is_the_greedy_one(run):
+    "The order of choice, checked by a plain loop over the vectors in the CSV."
+    table = read_embeddings(run.normalized_embeddings_csv)
+    x = table.emb.astype(np.float64)
+    chosen = [0]
+    while len(chosen) < len(names(run.sampled_filenames)):
+        nearest = np.linalg.norm(x[:, None] - x[chosen][None], axis=-1).min(axis=1)
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    assert [table.filenames[o] for o in chosen] == names(run.sampled_filenames)
+
+
+def test_report_has_the_published_shape(run):
+    report = json.loads(run.report_json.read_text())
+    Draft202012Validator(REPORT_SCHEMA).validate(report)
+    assert report['stopping']['ended_by'] == 'n_samples'
+    assert report['weights']['name'] == 'builtin' and len(report['weights']['sha256']) == 64
+    assert all((run.root/o['file']).is_file() for o in report['plots'])
+    assert run.report_pdf.read_bytes().startswith(b'%PDF')
+
+
+def test_token_is_nowhere(run):
+    for path in run.root.rglob('*'):
+        if path.is_file(): assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_the_same_run_twice_is_the_same(run, work, sample_folder):
+    again = finish(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=again',
+                   'stopping_condition.n_samples=0.3', 'dump_dataset=True', 'output_image_size=64', cwd=work)
+    differing = []
+    for path in sorted(o for o in run.root.rglob('*') if o.is_file()):
+        name = path.relative_to(run.root)
+        if name.parts[0] in ('config', 'jobs', '.lightly_curate') or name.name.startswith(('report.', 'log.')): continue
+        if path.read_bytes() != (again.root/name).read_bytes(): differing.append(str(name))
+    assert not differing
+    first, second = (json.loads(o.report_json.read_text()) for o in (run, again))
+    for report in (first, second): del report['job']
+    assert first == second
+
+
+def test_finished_run_is_not_done_again(run, work, sample_folder):
+    before = {o: o.stat().st_mtime_ns for o in run.root.rglob('*') if o.is_file() and o.parent.name in ('data', 'filenames', 'plots', 'first')}
+    finish(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=first', 'stopping_condition.n_samples=0.3',
+           'dump_dataset=True', 'output_image_size=64', cwd=work)
+    changed = {o.name for o, t in before.items() if o.stat().st_mtime_ns != t}
+    assert changed == {'log.txt'}
+
+
+def test_other_request_in_the_same_folder_is_refused(run, work, sample_folder):
+    answer = curate(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=first', 'stopping_condition.n_samples=0.2', cwd=work)
+    assert answer.returncode == 2
+    assert 'stopping_condition.n_samples was 0.3 and is now 0.2' in answer.stderr
+    assert 'n_samples: 0.3' in run.config_yaml.read_text()
+
+
+def test_steps_one_by_one(run, work, sample_folder):
+    words = [f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=steps', 'stopping_condition.n_samples=0.3']
+    finish(*words, 'steps=[embed]', cwd=work)
+    finish(*words, 'steps=[select]', cwd=work)
+    steps = finish(*words, 'steps=[report]', cwd=work)
+    assert names(steps.sampled_filenames) == names(run.sampled_filenames)
+    assert steps.report_pdf.is_file()
+
+
+@pytest.mark.parametrize('form', ['csv', 'parquet', 'npy'])
+def test_embeddings_from_a_file(run, work, sample_folder, form):
+    "The same vectors, given, lead to the same choice without a look at the images."
+    shared = work/'shared'
+    shared.mkdir(exist_ok=True)
+    images = work/'available'
+    table = read_embeddings(run.embeddings_csv)
+    if form == 'csv': shutil.copy(run.embeddings_csv, shared/'given.csv')
+    if form == 'parquet': pd.read_csv(run.embeddings_csv).to_parquet(shared/'given.parquet')
+    if form == 'npy':
+        np.save(shared/'given.npy', table.emb)
+        for name in table.filenames:
+            (images/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(sample_folder/name, images/name)
+    steps = [] if form == 'csv' else ['steps=[select]']
+    given = finish(f'input_dir={images if form == "npy" else "none"}', f'shared_dir={shared}', 'output_dir=out', f'run_directory={form}',
+                   f'embeddings=given.{form}', 'stopping_condition.n_samples=0.3', 'enable_corruptness_check=False', *steps, cwd=work)
+    assert names(given.sampled_filenames) == names(run.sampled_filenames)
+    if form == 'csv':
+        report = json.loads(given.report_json.read_text())
+        assert 'given.csv' in report['weights']['origin']
+        assert all(o['plot'] is None for o in report['examples']) and any('no picture' in o for o in report['notices'])
+
+
+def test_minimum_distance_and_neither(run, work, sample_folder):
+    shared = work/'shared'
+    shutil.copy(run.embeddings_csv, shared/'given.csv')
+    words = [f'shared_dir={shared}', 'output_dir=out', 'embeddings=given.csv', 'steps=[select]']
+    table = read_embeddings(run.normalized_embeddings_csv)
+    smallest = float(np.quantile(all_distances(table.emb), .3).round(3))
+    far = finish(*words, 'run_directory=far', f'stopping_condition.min_distance={smallest}', cwd=work)
+    chosen = [table.filenames.index(o) for o in names(far.sampled_filenames)]
+    assert 2 <= len(chosen) < len(table.filenames)
+    assert all_distances(table.emb[chosen]).min() >= smallest
+    others = np.setdiff1d(np.arange(len(table.filenames)), chosen)
+    reach = np.linalg.norm(table.emb[others][:, None] - table.emb[chosen][None], axis=-1).min(axis=1)
+    assert reach.max() < smallest, 'more would have been allowed'
+    everything = finish(*words, 'run_directory=all', cwd=work)
+    assert sorted(names(everything.sampled_filenames)) == sorted(read_embeddings(run.embeddings_csv).filenames)
+    assert 'Neither stopping condition is set' in everything.log.read_text()
+
+
+def test_faults_are_told_at_once_and_together(work):
+    answer = curate('n_sample=3', 'metod=random', 'stopping_condition.min_distance=3', 'input_dir=no/such', 'output_dir=out', cwd=work)
+    assert answer.returncode == 2
+    assert answer.stderr.count('error: ') == 4, answer.stderr
+    assert 'did you mean stopping_condition.n_samples?' in answer.stderr
+    assert 'Traceback' not in answer.stderr
+
+
+def test_empty_folder_is_a_request_that_cannot_be_met(work):
+    (work/'empty').mkdir()
+    answer = curate(f'input_dir={work/"empty"}', 'output_dir=out', 'run_directory=empty', cwd=work)
+    assert answer.returncode == 2
+    assert 'Traceback' not in answer.stderr and 'error: ' in answer.stderr
+
+
+def test_broken_job_is_our_fault(work, sample_folder, monkeypatch):
+    "A fault of the program: exit 1 and the place of the traceback."
+    answer = curate(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=broken', cwd=work, env={'PYTHONPATH': str(break_stage(work))})
+    assert answer.returncode == 1
+    assert 'jobs/curate.ipynb' in answer.stderr
+
+
+def break_stage(work: Path) -> Path:
+    "A folder that, on the path of Python, makes every selection fail with a bug."
+    folder = work/'bug'
+    folder.mkdir(exist_ok=True)
+    (folder/'sitecustomize.py').write_text('import pandas\npandas.DataFrame.to_parquet = lambda *a, **k: 1/0\n')
+    return folder
+
+
+def test_what_the_manual_prints(work):
+    "Literals of the original's manual, pasted."
+    for words in (['stopping_condition.n_samples=1.'], ["stopping_condition.n_samples=50'000"], ['output_image_format=’jpg’'],
+                  ['lightly.loader.num_workers=8'], ['lightly.loader.batch_size=512']):
+        answer = curate(*words, 'input_dir=no/such', 'output_dir=out', cwd=work)
+        assert answer.stderr.count('error: ') == 1 and 'input_dir' in answer.stderr, answer.stderr
+
+
+def test_removed_samples_say_what_stands_for_them(run):
+    samples = check_samples(load_samples(run.samples_parquet))
+    with run.removed_samples_csv.open(newline='', encoding='utf-8') as file: rows = {o['filename']: o for o in csv.DictReader(file)}
+    for _, sample in samples[(samples['status'] == 'ok') & ~samples['selected']].iterrows():
+        row = rows[sample['filename']]
+        assert row['step'] == 'removed'
+        assert row['kept_instead'] == samples.loc[sample['nearest_selected'], 'filename']
+        assert float(row['distance']) == pytest.approx(sample['nearest_distance'])
