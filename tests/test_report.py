@@ -259,3 +259,9 @@ def test_time_of_the_layouts():
     seconds = time.perf_counter() - start
     assert all(np.isfinite(o.points).all() for o in layouts)
     assert seconds < 180, f'{seconds:.0f} s'
+
+
+def test_the_published_schema_is_the_one_in_use():
+    "nbs/report-1.0.schema.json, made by tools/make_schema.py."
+    import make_schema
+    assert make_schema.PATH.read_text(encoding='utf-8') == make_schema.schema_text(), 'run: python tools/make_schema.py'

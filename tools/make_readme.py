@@ -16,8 +16,8 @@ def readme(notebook: Path) -> str:
     nb = nbformat.read(notebook, as_version=4)
     nb.cells = [o for o in nb.cells if is_shown(o)]
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r'(\]\(|src=")images/', r'\1nbs/images/', text)
-    text = re.sub(r'\]\(\.\./', '](', text)
+    text = re.sub(r'\]\((?!https?:|\.\./|#)', '](nbs/', text)  # links beside the notebook
+    text = re.sub(r'\]\(\.\./', '](', text)                    # links to the top
     return NOTE + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
 
