@@ -1,6 +1,7 @@
 "Checkpoints of lightly's own, and the accuracy of the built-in backbone."
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightly_curate.data.sample_data import sample_photos
 from lightly_curate.data.scan import scan
 from lightly_curate.embed.embed import embed
 from lightly_curate.embed.vectors import normalize
-from lightly_curate.learn.backbone import builtin_weights, load_backbone
+from lightly_curate.learn.backbone import builtin_weights, lightly_module, load_backbone
 
 
 @pytest.fixture(scope='module')
@@ -86,6 +87,17 @@ def test_lightly_training(photos: Path, tmp_path: Path) -> None:
     compare(photos, checkpoint, 'resnet-9', .125, 16)
 
 
+def test_default_width_asks_for_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    "A name alone does not ask for width 1; and nothing is told twice of layers that are not used."
+    module = lightly_module('resnet-9', 2, 8)
+    state = {f'model.backbone.{k}': v for k, v in module.state_dict().items()} | {'model.projection_head.0.weight': torch.zeros(2)}
+    torch.save({'state_dict': state}, tmp_path/'wide.ckpt')
+    with caplog.at_level(logging.INFO, logger='lightly_curate'):
+        assert load_backbone('resnet-9', tmp_path/'wide.ckpt').n_features == 8
+    assert caplog.text == ''
+    with pytest.raises(WeightsError, match='width is 0.5, wide.ckpt holds 2'): load_backbone('resnet-9', tmp_path/'wide.ckpt', width=.5)
+
+
 def test_foreign_checkpoint(shared_data: Path) -> None:
     "An ImageNet checkpoint of another project is refused with what was found."
     with pytest.raises(WeightsError, match=r'found 164 layers \(module\.stage1.*lightly-ssl-train'):
@@ -120,3 +132,23 @@ def test_accuracy(shared_data: Path, name: str, least: float) -> None:
     labels = samples['label'][vectors.rows].to_numpy(dtype=np.int64)
     accuracy = knn_accuracy(vectors.emb, labels)
     assert accuracy >= least, f'{accuracy:.3f} on {name}'
+
+
+@pytest.mark.parametrize(('layer', 'change', 'words'), [
+    ('1.weight', lambda o: o.to(torch.complex64), '1.weight is complex'), ('1.weight', lambda o: o.to('meta'), 'without values'),
+    ('1.weight', lambda o: o[0, 0, 0, 0], r'1.weight has the shape \(\)'), ('7.weight', lambda o: 0*o, r'all zero \(7.weight\)'),
+    ('4.0.bn1.running_var', lambda o: o - 9, 'negative variance'), ('7.bias', lambda o: o.int(), 'whole numbers'),
+    ('2.weight', lambda o: o*np.nan, r'not finite \(2.weight\)')])
+def test_odd_weights_are_refused(tmp_path: Path, layer: str, change: object, words: str) -> None:
+    "Weights that would embed nonsense stop in words."
+    state = lightly_module('resnet-9', .125, 16).state_dict()
+    torch.save({f'backbone.{k}': change(v) if k == layer else v for k, v in state.items()}, tmp_path/'a.ckpt')
+    with pytest.raises(WeightsError, match=words): load_backbone(checkpoint=tmp_path/'a.ckpt')
+
+
+def test_program_is_refused_in_our_words(tmp_path: Path) -> None:
+    "An exported program, without the advice that torch gives."
+    module = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(module, tmp_path/'a.pt2')
+    with pytest.raises(WeightsError, match='a.pt2') as error: load_backbone(checkpoint=tmp_path/'a.pt2')
+    assert 'weights_only' not in str(error.value) and len(str(error.value)) < 200

@@ -125,3 +125,30 @@ def test_equal_vectors():
     marked = mark_equal_vectors(make_samples([f'{o:02}.jpg' for o in range(50)]), emb)
     assert marked['duplicate_of'].dropna().to_dict() == {10: 3, 20: 3, 30: 7}
     assert marked['reason'][10] == 'same embedding as 03.jpg'
+
+
+def test_zero_has_no_sign():
+    "0. and -0. are one number, so vectors that differ in nothing else are the same."
+    emb = np.array([[0., 1.], [-0., 1.], [1., -0.], [1., 0.]], dtype=np.float32)
+    assert emb[0].tobytes() != emb[1].tobytes()
+    marked = mark_equal_vectors(make_samples([f'{o}.jpg' for o in 'abcd']), emb)
+    assert marked['duplicate_of'].dropna().to_dict() == {1: 0, 3: 2}
+
+
+def test_order_of_vectors_does_not_matter():
+    "Rows in any order, the first in table order stays."
+    emb = np.array([[1.], [2.], [1.], [2.], [3.]], dtype=np.float32)
+    table = make_samples([f'{o}.jpg' for o in 'abcde'])
+    rows = np.array([3, 0, 4, 2, 1])
+    pd.testing.assert_frame_equal(mark_equal_vectors(table, emb[rows], rows), mark_equal_vectors(table, emb))
+
+
+def test_log_of_one(tmp_path, caplog):
+    "One image is no images."
+    Image.new('RGB', (30, 20)).save(tmp_path/'a.png')
+    with caplog.at_level(logging.INFO, logger='lightly_curate'): check_integrity(scan(tmp_path), tmp_path, n_workers=1)
+    assert 'checked 1 image in' in caplog.text
+    Image.new('RGB', (30, 20)).save(tmp_path/'b.png')
+    with caplog.at_level(logging.INFO, logger='lightly_curate'):
+        mark_duplicates(check_integrity(scan(tmp_path), tmp_path, n_workers=1))
+    assert 'found 1 exact duplicate (same pixels)' in caplog.text

@@ -1,17 +1,21 @@
 "Embedding a folder and writing it down, against lightly's own code and on real files."
 from __future__ import annotations
 
+import logging
+import re
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from lightly.utils.io import load_embeddings, save_embeddings
-from lightly_curate.core.errors import InputError
+from lightly_curate.core.errors import EmbeddingsError, InputError
 from lightly_curate.data.scan import scan
 from lightly_curate.embed.embed import embed
-from lightly_curate.embed.embedding_csv import read_embeddings, read_fast, read_slowly, write_embeddings
+from lightly_curate.embed.embedding_csv import read_embeddings, read_fast, read_npy, read_slowly, write_embeddings
 from lightly_curate.learn.backbone import load_backbone
 
 NAMES = ['a.jpg', 'b c.jpg', 'd,e.jpg', 'f"g.jpg', 'two\nlines.jpg', 'cr\r.jpg', '-x.jpg', "it's.jpg", 'semi;colon.jpg', '#1.jpg', ' lead.jpg',
@@ -52,6 +56,38 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('lightly_curate.embed.embedding_csv.BLOCK_NUMBERS', 7)
     write_embeddings(tmp_path/'many.csv', filenames, x, [0]*50)
     assert (tmp_path/'one.csv').read_bytes() == (tmp_path/'many.csv').read_bytes()
+
+
+def test_order_of_lines(tmp_path: Path) -> None:
+    "Lines in any order: each name keeps its own vector and label, in CSV and in Parquet."
+    x, filenames, labels = numbers(40, 3), [f'{i:02}.jpg' for i in range(40)], np.arange(40)
+    order = np.random.default_rng(1).permutation(40)
+    names = [filenames[o] for o in order]
+    write_embeddings(tmp_path/'a.csv', names, x[order], labels[order])
+    columns = {'labels': labels[order], 'embedding_2': x[order, 2], 'embedding_0': x[order, 0], 'filenames': names, 'embedding_1': x[order, 1]}
+    pa.parquet.write_table(pa.table(columns), tmp_path/'a.parquet')
+    for name in ('a.csv', 'a.parquet'):
+        table = read_embeddings(tmp_path/name)
+        place = [table.filenames.index(o) for o in filenames]
+        assert table.emb[place].tobytes() == x.tobytes()
+        assert table.labels is not None and table.labels[place].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(('text', 'message'), [('1e39', 'not finite in float32'), ('1e400', 'not finite')])
+def test_too_large_is_a_fault_of_the_file(tmp_path: Path, text: str, message: str) -> None:
+    "Numbers above float32 are refused in words, also where warnings are errors."
+    (tmp_path/'a.csv').write_text(f'filenames,embedding_0,labels\na.jpg,{text},0\n')
+    with pytest.raises(EmbeddingsError, match=message): read_embeddings(tmp_path/'a.csv')
+    np.save(tmp_path/'a.npy', np.float64([[1e39]]))
+    with pytest.raises(EmbeddingsError, match='not finite'): read_npy(tmp_path/'a.npy', 1)
+    pa.parquet.write_table(pa.table({'filenames': ['a'], 'embedding_0': [1e39]}), tmp_path/'a.parquet')
+    with pytest.raises(EmbeddingsError, match='not finite'): read_embeddings(tmp_path/'a.parquet')
+
+
+def test_log_names_the_backbone(sample_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger='lightly_curate'):
+        embed(scan(sample_folder), load_backbone(), sample_folder, batch_size=16, n_workers=2)
+    assert re.search(r'embedding 60 images with the built-in backbone \(\d+ features, \d+ px\)', caplog.text)
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +64,9 @@ DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in 
 
 
 def test_tree_is_the_documented_one(run):
-    n_sampled = len(names(run.sampled_filenames))
-    step = -(-n_sampled//6)
-    pairs = [f'plots/filter_decision_{i*step}.png' for i in range(6) if i*step < n_sampled]
+    pairs = [o['plot'] for o in json.loads(run.report_json.read_text())['examples']]
+    assert 1 <= len(pairs) <= 6
+    assert all(re.fullmatch(r'plots/filter_decision_\d+\.png', o) for o in pairs), pairs
     found = {o.relative_to(run.root).as_posix() for o in run.root.rglob('*') if o.is_file()}
     found = {o for o in found if not o.startswith(('.lightly_curate/', 'data/sampled/'))}
     assert found == {*DOCUMENTED, *pairs}
@@ -150,6 +152,13 @@ def test_steps_one_by_one(run, work, sample_folder):
     assert steps.report_pdf.is_file()
 
 
+def shuffle_lines(source: Path, target: Path) -> None:
+    "The same table of embeddings with its rows in another order: nothing may depend on it."
+    head, *rows = source.read_bytes().splitlines(keepends=True)
+    order = np.random.default_rng(0).permutation(len(rows))
+    target.write_bytes(head + b''.join(rows[i] for i in order))
+
+
 @pytest.mark.parametrize('form', ['csv', 'parquet', 'npy'])
 def test_embeddings_from_a_file(run, work, sample_folder, form):
     "The same vectors, given, lead to the same choice without a look at the images."
@@ -157,7 +166,7 @@ def test_embeddings_from_a_file(run, work, sample_folder, form):
     shared.mkdir(exist_ok=True)
     images = work/'available'
     table = read_embeddings(run.embeddings_csv)
-    if form == 'csv': shutil.copy(run.embeddings_csv, shared/'given.csv')
+    if form == 'csv': shuffle_lines(run.embeddings_csv, shared/'given.csv')
     if form == 'parquet': pd.read_csv(run.embeddings_csv).to_parquet(shared/'given.parquet')
     if form == 'npy':
         np.save(shared/'given.npy', table.emb)
@@ -170,7 +179,10 @@ def test_embeddings_from_a_file(run, work, sample_folder, form):
     assert names(given.sampled_filenames) == names(run.sampled_filenames)
     if form == 'csv':
         report = json.loads(given.report_json.read_text())
-        assert 'given.csv' in report['weights']['origin']
+        assert 'given.csv' in report['weights']['origin'] and report['job']['source'] == 'embeddings'
+        assert given.embeddings_csv.read_bytes() == run.embeddings_csv.read_bytes(), 'names, vectors and labels, in table order again'
+        before, after = (report['distances'][o]['histogram']['edges'] for o in ('before', 'after'))
+        assert before == after
         assert all(o['plot'] is None for o in report['examples']) and any('no picture' in o for o in report['notices'])
 
 
@@ -228,6 +240,86 @@ def test_what_the_manual_prints(work):
                   ['lightly.loader.num_workers=8'], ['lightly.loader.batch_size=512']):
         answer = curate(*words, 'input_dir=no/such', 'output_dir=out', cwd=work)
         assert answer.stderr.count('error: ') == 1 and 'input_dir' in answer.stderr, answer.stderr
+
+
+@pytest.mark.parametrize('name', ['/etc/passwd', '../up.jpg', 'a/../../up.jpg', 'two\nlines.jpg'])
+def test_names_from_a_file_stay_below_the_folders(run, work, sample_folder, name):
+    shared = work/'evil'
+    shared.mkdir(exist_ok=True)
+    with (shared/'given.csv').open('w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([['filenames', 'embedding_0', 'labels'], [name, 1, 0]])
+    answer = curate(f'input_dir={sample_folder}', f'shared_dir={shared}', 'output_dir=out', 'run_directory=evil', 'embeddings=given.csv',
+                    'steps=[select]', 'dump_dataset=True', cwd=work)
+    assert answer.returncode == 2, answer.stderr
+    assert 'allowed is a path below input_dir' in answer.stderr
+
+
+def test_dump_of_images_that_are_not_there_is_refused(run, work):
+    shutil.copy(run.embeddings_csv, work/'shared'/'there.csv')
+    (work/'nothing').mkdir()
+    answer = curate(f'input_dir={work/"nothing"}', f'shared_dir={work/"shared"}', 'output_dir=out', 'run_directory=gone', 'embeddings=there.csv',
+                    'steps=[select]', 'dump_dataset=True', cwd=work)
+    assert answer.returncode == 2 and 'have no image in input_dir' in answer.stderr
+
+
+def test_a_lost_result_is_made_again(run, work, sample_folder):
+    before = run.sampled_filenames.read_bytes()
+    run.sampled_filenames.unlink()
+    finish(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=first', 'stopping_condition.n_samples=0.3',
+           'dump_dataset=True', 'output_image_size=64', cwd=work)
+    assert run.sampled_filenames.read_bytes() == before
+
+
+def test_killed_and_started_again(run, work, sample_folder):
+    "SIGKILL of the whole group while it works; the same command then ends as if nothing had happened."
+    words = [COMMAND, f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=killed', 'stopping_condition.n_samples=0.3', 'steps=[embed,select]']
+    process = subprocess.Popen(words, cwd=work, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marks = work/'out'/'killed'/'.lightly_curate'/'stages'
+    deadline = time.monotonic() + 60
+    while not (marks/'scan.json').exists() and time.monotonic() < deadline: time.sleep(.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (work/'out'/'killed'/'filenames').exists(), 'it was to be killed before it had finished'
+    killed = finish(*words[1:], cwd=work)
+    for path in (run.sampled_filenames, run.samples_parquet, run.embeddings_csv):
+        assert path.read_bytes() == (killed.root/path.relative_to(run.root)).read_bytes(), path
+
+
+def test_stopped_by_sigterm(work, sample_folder):
+    "`docker stop`: exit 130, one sentence, no job left behind."
+    process = subprocess.Popen([COMMAND, f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=stopped', 'steps=[embed]'], cwd=work,
+                               stderr=subprocess.PIPE, text=True)
+    while 'starting' not in process.stderr.readline(): pass
+    time.sleep(1.5)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert 'goes on from the last finished stage' in said and 'Traceback' not in said, said
+
+
+def test_two_runs_at_once_in_one_working_directory(work, sample_folder):
+    words = [COMMAND, f'input_dir={sample_folder}', 'output_dir=out', 'steps=[embed]']
+    both = [subprocess.Popen([*words, f'run_directory=twin{i}'], cwd=work, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    for process in both:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert not list(work.glob('kernel-ipc*'))
+
+
+def test_sanity_check(work):
+    answer = curate('sanity_check=True', cwd=work)
+    assert answer.returncode == 0, answer.stdout
+    assert 'Everything a run needs works.' in answer.stdout
+
+
+def test_multirun(work, sample_folder):
+    words = [f'input_dir={sample_folder}', 'output_dir=many', 'steps=[embed,select]', 'run_directory=n${stopping_condition.n_samples}']
+    answer = curate('--multirun', *words, 'stopping_condition.n_samples=2,3', cwd=work)
+    assert answer.returncode == 0, answer.stderr
+    assert [len(names(RunDir(work/'many'/f'n{n}').sampled_filenames)) for n in (2, 3)] == [2, 3]
+    answer = curate('--multirun', *words, 'stopping_condition.n_samples=2,4', 'lightly.seed=7', 'method=random', cwd=work)
+    assert answer.returncode == 2, 'n2 holds another selection'
+    assert len(names(RunDir(work/'many'/'n4').sampled_filenames)) == 4, 'the other run is done all the same'
 
 
 def test_removed_samples_say_what_stands_for_them(run):

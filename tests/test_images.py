@@ -47,6 +47,24 @@ def test_broken_pictures_are_refused(shared_data):
         assert reason == pytest.raises(UnreadableImage, open_image, shared_data/'odd'/row['file']).value.reason
 
 
+def test_reasons_are_plain(shared_data):
+    "A handful of sentences; what the decoder said stands behind in brackets."
+    plain = ('the file is empty', 'the file ends too early', 'the picture data is damaged (', 'begins as a picture, but the header is damaged',
+             'the content is not a picture in a format that is read', 'HEIC, which is not read')
+    for row in manifest(shared_data, 'broken'):
+        reason = pytest.raises(UnreadableImage, open_image, shared_data/'odd'/row['file']).value.reason
+        assert reason.startswith(plain), (row['file'], reason)
+    for name in ('truncated_1.jpg', 'truncated_3.png', 'short.bmp'):
+        with pytest.raises(UnreadableImage, match='^the file ends too early$'): open_image(shared_data/'odd'/'broken'/name)
+
+
+def test_mode_is_part_of_the_hash():
+    "The same size and the same bytes in another mode are another picture."
+    assert Image.new('RGBA', (5, 4)).tobytes() == Image.new('CMYK', (5, 4)).tobytes() == Image.new('F', (5, 4)).tobytes()
+    assert len({content_hash(Image.new(o, (5, 4))) for o in ('RGBA', 'CMYK', 'F', 'I')}) == 4
+    assert content_hash(Image.new('LA', (5, 4))) != content_hash(Image.new('I;16', (5, 4)))
+
+
 def test_huge_pictures_say_why(shared_data):
     for name, words in {'16384x16384.png': '268,435,456 pixels', 'bomb.gif': '4,364,696,535 pixels', 'reallybig.bmp': 'pixels',
                         'text_chunk_bomb.png': 'text block'}.items():

@@ -19,7 +19,7 @@ from lightly_curate.clean.integrity import check_integrity
 from lightly_curate.embed.vectors import Vectors
 from lightly_curate.report import plots as plots_module
 from lightly_curate.report import report as report_module
-from lightly_curate.report.page import spoken
+from lightly_curate.report.page import SAVINGS, spoken
 from lightly_curate.report.plots import BLUE, PALE, plot_selection, png
 from lightly_curate.report.project import MAX_POINTS, Layout, pca, umap_layout
 from lightly_curate.report.report import (
@@ -51,12 +51,12 @@ def curate(folder, share):
     return samples, vectors
 
 
-def make_report(run_dir, samples, vectors, input_dir, max_bytes=2e9, n_examples=6, ended_by='n_samples'):
+def make_report(run_dir, samples, vectors, input_dir, max_bytes=2e9, n_examples=6, ended_by='n_samples', source='images'):
     "All that the pipeline does for the report."
     before = pairwise_stats(vectors.emb, max_bytes, seed=1)
     after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed=1, edges=before.edges)
     made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1)
-    job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3',
+    job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3', 'source': source,
         'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
         'seconds': {'scan': .25, 'embed': 101.5}, 'machine': describe_machine(), 'versions': installed_versions(),
         'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1}}}
@@ -83,7 +83,8 @@ def finished(sample_folder, tmp_path_factory):
 def test_files_and_counts(finished):
     "The documented names, and numbers that add up."
     run_dir, report, samples, _ = finished
-    n = report['counts']['sampled']
+    standing = samples.loc[result_order(samples)].index.isin(samples['nearest_selected'].dropna())
+    n = int(standing.sum())
     pairs = {f'filter_decision_{i*-(-n//6)}' for i in range(6) if i*-(-n//6) < n}
     histograms = {'distance_distr_before', 'distance_distr_after'}
     assert {o.stem for o in run_dir.plots.iterdir()} == histograms | MAPS | pairs
@@ -137,15 +138,48 @@ def test_page(finished, root, tmp_path, monkeypatch):
     texts = [''.join(o.get('text/markdown', o.get('text/html', ''))) for o in shown]
     assert all(texts), 'an output has neither markdown nor a table'
     assert all(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
-    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 4 + len(report['examples'])//2
-    text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts))
+    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 4 - (-len(report['examples'])//2)
+    text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts)).replace(SAVINGS, '')  # names its sources by year
     times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
     percents = [100*o for o in report['shares'].values()]
-    known = np.array(values_in(report) + values_in(times) + percents)
+    estimates = [float(f'{x:.2g}') for o in report['savings'] for x in (o['usd'], o['kg_co2'])]
+    known = np.array(values_in(report) + values_in(times) + percents + estimates)
     strange = [(x, n) for x, n in numbers_in(text) if not (np.abs(known - x) <= .5001*10.**-n + 1e-9*x).any()]
     assert not strange, strange
+    assert texts[0].startswith('# Curation report')
+    assert not re.search('(?i)left out|retained', text), 'one word for one thing'
     strip = next(o for o in texts if o.startswith('<table'))
     assert re.findall('<td>([^<]*)</td>', strip)[:6] == [str(report['counts'][o]) for o in report['counts']]
+
+
+def test_pairs_are_replacements(finished):
+    "Each removed image of a pair is nearest to the selected one beside it, by the column that select fills."
+    _, report, samples, vectors = finished
+    by_name = samples.set_index('filename')
+    for pair in report['examples']:
+        retained, removed = (int(np.flatnonzero(samples['filename'] == pair[o])[0]) for o in ('retained', 'removed'))
+        assert by_name.at[pair['removed'], 'nearest_selected'] == retained
+        theirs = samples.index[(samples['nearest_selected'] == retained).fillna(False).astype(bool)]
+        assert pair['distance'] == pytest.approx(samples.loc[theirs, 'nearest_distance'].min(), abs=1e-6)
+        assert removed in theirs and len(vectors.of([removed]).emb) == 1
+
+
+@pytest.mark.parametrize('source', ['images', 'embeddings'])
+def test_page_with_nothing_removed(source, root, tmp_path, monkeypatch):
+    "What did not happen is said once; vectors without images claim nothing about files."
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    samples = with_columns(make_samples([f'{i}.jpg' for i in range(5)]), range(5), selected=True, rank=range(5))
+    vectors = Vectors(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), np.arange(5))
+    make_report(RunDir(tmp_path), samples, vectors, None, ended_by='none', source=source)
+    execute(root, tmp_path/'page.ipynb', tmp_path)
+    outputs = [o for cell in nbformat.read(tmp_path/'page.ipynb', 4).cells for o in cell.get('outputs', [])]
+    text = '\n'.join(''.join(o.data.get('text/markdown', o.data.get('text/html', ''))) for o in outputs)
+    assert text.count('No stopping condition was set') == 1
+    assert 'nothing was saved' in text and 'USD' not in text and 'further than' not in text
+    assert ('could be read' in text) == (source == 'images')
+    assert ('Embeddings were given' in text) == (source == 'embeddings')
+    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 2
 
 
 def test_page_without_a_run(root, tmp_path, monkeypatch):
@@ -168,7 +202,7 @@ def test_small_sets(n, n_selected, tmp_path, monkeypatch):
     assert (report['distances']['after']['mean'] is None) == (n_selected == 1)
     if n < 4: assert f'cannot arrange {n} images' in report['plots'][-1]['caption']
     if n == n_selected:
-        assert any('No available image was left out' in o for o in report['notices'])
+        assert any('No available image was removed' in o for o in report['notices'])
         assert not report['examples']
     if n > n_selected:
         assert all(o['plot'] is None for o in report['examples'])
@@ -200,7 +234,7 @@ def test_names(tmp_path, monkeypatch):
         warnings.simplefilter('error')
         report = make_report(RunDir(tmp_path/'run'), samples, vectors, tmp_path)
     assert all(o['plot'] for o in report['examples'])
-    assert {o['retained'] for o in report['examples']} == set(samples['filename'][[0, 3, 5]])
+    assert {o['retained'] for o in report['examples']} <= set(samples['filename'][[0, 3, 5]])
     assert read_report(tmp_path/'run'/'report.json') == report
 
 

@@ -2,6 +2,7 @@
 import csv
 import logging
 import os
+import shutil
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_label_is_folder(shared_data):
 
 
 def test_videos_are_told(shared_data, caplog):
-    with caplog.at_level(logging.WARNING, logger='lightly_curate'), pytest.raises(InputError, match='7 videos'):
+    with caplog.at_level(logging.WARNING, logger='lightly_curate'), pytest.raises(InputError, match='7 videos; videos are not read'):
         scan(shared_data/'videos')
     assert find_images(str(shared_data/'videos')).n_videos == 7
 
@@ -48,7 +49,21 @@ def test_videos_beside_images_warn(tmp_path, caplog):
         samples = scan(tmp_path)
     assert len(samples) == 1
     assert [o.levelname for o in caplog.records] == ['INFO', 'WARNING']
-    assert 'video is not read by this version' in caplog.text
+    assert 'left out 1 video: video is not read by this version' in caplog.text
+    assert 'found 1 image in 1 folder; left out: 1 video' in caplog.text
+
+
+def test_log_counts_all_folders(tmp_path, caplog):
+    "Every folder that holds an image, at any depth, and nothing of what there is none of."
+    for name in ('1.jpg', 'a/2.jpg', 'a/b/3.jpg', 'a/b/4.jpg'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_bytes(b'')
+    with caplog.at_level(logging.INFO, logger='lightly_curate'): scan(tmp_path)
+    assert [o.getMessage() for o in caplog.records] == ['found 4 images in 3 folders']
+
+
+def test_empty_folder_says_so(tmp_path):
+    with pytest.raises(InputError, match=' is empty; allowed are'): scan(tmp_path)
 
 
 def test_loops_of_links_end(tmp_path):
@@ -114,3 +129,24 @@ def test_many_levels(tmp_path):
     deep.mkdir(parents=True)
     (deep/'1.jpg').write_bytes(b'')
     assert scan(tmp_path)['filename'].tolist() == ['d/'*120 + '1.jpg']
+
+
+def test_folder_with_too_long_a_path(tmp_path, caplog):
+    "What cannot be opened by anybody is told in a short line and does not hold up its neighbours."
+    (tmp_path/'a.jpg').write_bytes(b'')
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir('x'*250, dir_fd=here)
+        inner = os.open('x'*250, os.O_RDONLY, dir_fd=here)
+        for name in ('b.jpg', 'c'*240 + '.jpg'): os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+        os.close(here)
+        here = inner
+    os.close(here)
+    with caplog.at_level(logging.INFO, logger='lightly_curate'): samples = scan(tmp_path)
+    assert 'a.jpg' in samples['filename'].tolist() and len(samples) > 21
+    told = [o.getMessage() for o in caplog.records if o.levelname == 'WARNING']
+    assert len(told) == 1 and 'left out 1 folder with all that lies in it, because the path is too long' in told[0] and len(told[0]) < 400
+    with pytest.raises(InputError, match='which does not exist') as error: scan(tmp_path/'/'.join(['x'*250]*20))
+    assert len(str(error.value)) < 400
+    check_samples(samples)
+    shutil.rmtree(tmp_path)

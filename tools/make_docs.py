@@ -14,9 +14,10 @@ LINK = re.compile(r'<\w+\b[^<>]*?\s(?:href|src)="([^"]+)"')
 CELL_OPTION = re.compile(r'^#\|.*\n?', re.M)
 
 
-def title(nb) -> str:
+def title(nb, file: Path) -> str:
     text = '\n'.join(o.source for o in nb.cells if o.cell_type != 'code')
-    return re.search(r'^(?:title: |# )(.*)', text, re.M)[1]
+    found = re.search(r'^(?:title: |# )(.*)', text, re.M)
+    return found[1] if found else file.stem
 
 
 def as_markdown(cell):
@@ -38,7 +39,7 @@ def navigation(pages: dict[Path, str], here: Path) -> str:
 
 
 def page(nb, pages: dict[Path, str], here: Path) -> str:
-    resources = {'metadata': {'name': title(nb)}}
+    resources = {'metadata': {'name': title(nb, here)}}
     nb.cells = [o for o in map(as_markdown, nb.cells) if o.source.strip() or o.get('outputs')]
     html, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb, resources)
     html = re.sub(r'href="(?!\w+:)([^"#]+)\.ipynb', r'href="\1.html', html)
@@ -63,14 +64,14 @@ def make_docs() -> list[str]:
     shutil.rmtree(OUT, ignore_errors=True)
     processed = Path(proc_nbs(n_workers=0, force=True))
     nbs = {o.relative_to(processed): nbformat.read(o, as_version=4) for o in sorted(processed.rglob('*.ipynb'))}
-    pages = {o.with_suffix('.html'): title(nb) for o, nb in nbs.items()}
+    pages = {o.with_suffix('.html'): title(nb, o) for o, nb in nbs.items()}
     for name, nb in nbs.items():
         target = OUT/name.with_suffix('.html')
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(nb, pages, name), encoding='utf-8')
-    for image in [o for o in Path('nbs').rglob('*.png') if o.is_file()]:
-        (OUT/image.relative_to('nbs')).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image, OUT/image.relative_to('nbs'))
+    for file in [*Path('nbs').rglob('*.png'), *Path('nbs').glob('*.schema.json')]:
+        (OUT/file.relative_to('nbs')).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, OUT/file.relative_to('nbs'))
     return broken_links(OUT)
 
 

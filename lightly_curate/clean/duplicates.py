@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from ..core.progress import logger
 from ..core.samples import available, with_columns
+from ..data.scan import counted
 
 # %% auto #0
 __all__ = ['first_with_same_key', 'mark_groups', 'mark_duplicates', 'mark_equal_vectors']
@@ -32,12 +33,12 @@ def mark_groups(
     kept = rows[first_with_same_key(keys)]
     doubled = kept != rows
     reasons = [f'same {same} as {o}' for o in samples['filename'][kept[doubled]]]
-    logger.info('found %s exact duplicates (same %s)', f'{doubled.sum():,}', same)
+    logger.info('found %s (same %s)', counted(int(doubled.sum()), 'exact duplicate'), same)
     return with_columns(samples, rows[doubled], status='duplicate', duplicate_of=kept[doubled], reason=reasons)
 
 def mark_duplicates(
     samples: pd.DataFrame,  # sample table with content hashes
-) -> pd.DataFrame:
+) -> pd.DataFrame:          # status duplicate, duplicate_of and reason set
     "Mark samples whose decoded pixels are those of an earlier one."
     rows = available(samples)
     rows = rows[samples['content'].notna().to_numpy()[rows]]
@@ -47,10 +48,11 @@ def mark_duplicates(
 def mark_equal_vectors(
     samples: pd.DataFrame,           # sample table
     emb: np.ndarray,                 # (k, d) float32
-    rows: np.ndarray | None = None,  # (k,) int64 increasing, rows that `emb` belongs to, default: all
-) -> pd.DataFrame:
+    rows: np.ndarray | None = None,  # (k,) int64 in any order, rows that `emb` belongs to, default: all
+) -> pd.DataFrame:                   # status duplicate, duplicate_of and reason set
     "Mark samples whose vector is that of an earlier one."
     rows = samples.index.to_numpy() if rows is None else rows
     if len(emb) != len(rows): raise ValueError(f'{len(emb)} vectors for {len(rows)} rows, one for each is needed')
-    ok = np.isin(rows, available(samples))
-    return mark_groups(samples, rows[ok], [(o + np.float32(0)).tobytes() for o in np.ascontiguousarray(emb)[ok]], 'embedding')
+    places = np.argsort(rows, kind='stable')
+    places = places[np.isin(rows[places], available(samples))]
+    return mark_groups(samples, rows[places], [(emb[o] + np.float32(0)).tobytes() for o in places], 'embedding')

@@ -14,6 +14,7 @@ from ..core.progress import logger, track
 from ..core.samples import available, with_columns
 from ..data.batches import map_in_threads
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, content_hash, open_image
+from ..data.scan import counted
 
 # %% auto #0
 __all__ = ['Content', 'read_content', 'check_integrity', 'refuse_all_corrupt']
@@ -30,7 +31,7 @@ class Content:
 def read_content(
     path: Path,                          # file
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-) -> Content:
+) -> Content:                            # size and hash, or the reason
     "Decode a file and describe it."
     try:
         image = open_image(path, max_pixels)
@@ -54,7 +55,7 @@ def check_integrity(
     samples = with_columns(samples, rows[good], width=[o.width for o in read], height=[o.height for o in read],
                            content=[o.digest for o in read])
     samples = with_columns(samples, rows[~good], status='corrupt', reason=unread)
-    logger.info('checked %s images in %.1f s: %s cannot be read', f'{len(rows):,}', time.perf_counter() - began, f'{len(unread):,}')
+    logger.info('checked %s in %.1f s: %s cannot be read', counted(len(rows), 'image'), time.perf_counter() - began, f'{len(unread):,}')
     return refuse_all_corrupt(samples, input_dir)
 
 def refuse_all_corrupt(

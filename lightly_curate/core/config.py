@@ -17,13 +17,15 @@ import yaml
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'PLAIN', 'NUMBERS', 'STEPS', 'METHODS',
-           'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'MODELS', 'CONFIG_NAME', 'ACTING', 'option', 'StoppingCondition',
+__all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'NUMBERS',
+           'N_SAMPLES_WORDS', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'MAX_INPUT_SIZE',
+           'MIN_INPUT_SIZE', 'MODELS', 'MAX_OUTPUT_SIZE', 'CONFIG_NAME', 'ACTING', 'option', 'StoppingCondition',
            'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves',
            'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token', 'nearest_keys',
-           'type_words', 'fits', 'check_override', 'check_overrides', 'one_of', 'unless', 'is_whole',
-           'selection_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config', 'check_paths',
-           'register', 'to_config', 'compose_config', 'resolve', 'notices', 'config_yaml', 'parse_config']
+           'type_words', 'fits', 'check_override', 'check_value', 'check_group', 'check_overrides', 'one_of', 'unless',
+           'is_whole', 'selection_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config', 'is_folder',
+           'is_file', 'nearest_existing', 'check_paths', 'register', 'to_config', 'compose_config', 'count_cores',
+           'resolve', 'notices', 'config_yaml', 'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -69,7 +71,8 @@ LIGHTLY_DEFAULTS = {
     'collate.input_size': (-1, 'size of the input images in pixels, -1 means that of the weights'),
 }
 
-OURS_NOT_LIGHTLYS = ('input_dir', 'output_dir', 'embeddings', 'checkpoint', 'label_dir', 'label_names_file', 'crop_padding')
+OURS_NOT_LIGHTLYS = ('input_dir', 'output_dir', 'embeddings', 'checkpoint', 'label_dir', 'label_names_file',
+                     'crop_padding')
 
 def lightly_yaml() -> str:  # text of lightly's cli/config/config.yaml
     "The configuration file that lightly ships."
@@ -101,8 +104,10 @@ class CurateConfig:
     max_image_pixels: int = option(178_956_970, 'larger images are not decoded and count as corrupt')
     remove_exact_duplicates: bool = option(True, 'leave out images whose pixels equal those of an earlier one')
     dump_dataset: bool = option(False, 'write the selected images into the run folder')
-    output_image_size: Any = option(-1, 'size of the dumped images: x for the shorter edge, [x,y] exactly, -1 as they are')
-    output_image_format: str = option('png', "format of the dumped images: 'png', 'jpg', 'webp', 'bmp', 'tiff' or 'original' (plain copies)")
+    output_image_size: Any = option(
+        -1, 'size of the dumped images: x for the shorter edge, [x,y] exactly, -1 as they are')
+    output_image_format: str = option(
+        'png', "format of the dumped images: 'png', 'jpg', 'webp', 'bmp', 'tiff' or 'original' (plain copies)")
     checkpoint: str = option('', 'checkpoint of a backbone, relative to shared_dir')
     embeddings: str = option('', 'embeddings (.csv, .npy, .parquet) relative to shared_dir; nothing is embedded then')
     enable_training: bool = option(False, 'train before embedding, only without embeddings')
@@ -149,9 +154,11 @@ def option_lines(
 def lightly_lines() -> Iterator[str]:  # lines of YAML with comments
     "lightly's configuration file below the key `lightly`, with our three changes."
     text, group = lightly_yaml(), ''
-    for line in ('### training and embeddings' + text.split('### training and embeddings')[1].split('### hydra')[0]).rstrip().splitlines():
+    title = '### training and embeddings'
+    kept = title + text.split(title)[1].split('### hydra')[0]
+    for line in kept.rstrip().splitlines():
         if line[:1].isalpha(): group = line.split(':')[0]
-        if line.startswith(OURS_NOT_LIGHTLYS): continue
+        if line.split(':')[0] in OURS_NOT_LIGHTLYS: continue
         changed = LIGHTLY_DEFAULTS.get(f'{group}.{line.strip().split(":")[0]}')
         if changed: line = f'  {line.strip().split(":")[0]}: {changed[0]}'.ljust(30) + f'# {changed[1]}'
         yield f'  {line}'.rstrip()
@@ -161,14 +168,15 @@ HELP = '''Choose the few images worth labelling.
 
 lightly-curate key=value ...     e.g. lightly-curate input_dir=photos output_dir=out stopping_condition.n_samples=0.3
 
-Keys, their defaults and what they mean; a new key below lightly needs a + in front, as in +lightly.optimizer.momentum=0.9:
+Keys, their defaults and what they mean; a new key below lightly needs a + in front, \
+as in +lightly.optimizer.momentum=0.9:
 
 {options}
 lightly:
 {lightly}
 
 Flags: --help, --version, --cfg job (show the composed configuration), --multirun (one run for each of several values)
-Exit: 0 done, 2 the request cannot be met (the message says why), 1 a fault of this program
+Exit: 0 done, 2 the request cannot be met (the message says why), 1 a fault of this program, 130 stopped by Ctrl-C
 '''
 
 def help_text() -> str:  # text for a terminal
@@ -178,7 +186,8 @@ def help_text() -> str:  # text for a terminal
 # %% ../../nbs/00_core/01_config.ipynb #7bd0ea75
 THOUSANDS = re.compile(r"(?<=\d)['’‘](?=\d{3}(?!\d))")
 QUOTED = re.compile(r'[’‘“”"\'](.*)[’‘“”"\']')
-PLAIN = re.compile(r'[\w./:@%+-]*')
+HYDRA_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")  # what Hydra reads as quoted, as it is
+PLAIN = re.compile(r'[\w./:@%+-]*', re.ASCII)  # what Hydra's grammar reads bare
 
 def text_keys() -> set[str]:  # dotted keys
     "Keys whose value is text."
@@ -193,37 +202,53 @@ def tidy_override(
     if not equals or name.startswith(('~', '-')): return override
     value = value.strip()
     while THOUSANDS.search(value) and re.fullmatch(r"[-\d'’‘._]+", value): value = THOUSANDS.sub('', value, count=1)
+    if HYDRA_QUOTED.fullmatch(value): return f'{name}={value}'
     quoted = QUOTED.fullmatch(value)
     if quoted: value = quoted[1]
     is_text = name.lstrip('+') in text_keys()
-    if '${' in value or (multirun and ',' in value) or (PLAIN.fullmatch(value) and not quoted): return f'{name}={value}'
-    if not (is_text or quoted): return f'{name}={value}'
-    return f'{name}=' + "'" + value.replace('\\', '\\\\').replace("'", "\\'") + "'"
+    is_plain = PLAIN.fullmatch(value) and not quoted
+    if not is_text or is_plain or '${' in value or (multirun and ',' in value): return f'{name}={value}'
+    # only before a quote is a backslash special
+    escaped = re.sub(r"(\\*)('|$)", lambda o: o[1]*2 + o[2].replace("'", "\\'"), value)
+    return f"{name}='{escaped}'"
 
 # %% ../../nbs/00_core/01_config.ipynb #e8cc43c3
 def without_token(
     overrides: Sequence[str],  # words as typed
 ) -> list[str]:                # words without `token=...`
     "The overrides without a token."
-    return [o for o in overrides if o.lstrip('+').partition('=')[0] != 'token']
+    kept, follows = [], False
+    for word in overrides:
+        token = re.match(r'\W*token\b(.*)', word, re.IGNORECASE | re.DOTALL)
+        if not token and not follows: kept.append(word)
+        follows = token is not None and not token[1].strip()
+    return kept
 
 # %% ../../nbs/00_core/01_config.ipynb #fe80d74c
+NUMBERS = {'stopping_condition.n_samples', 'memory_requirement_in_GB'}
+N_SAMPLES_WORDS = ('-1 (inactive), a share as a float above 0. and up to 1. (1. is all), or a count as a whole number '
+                   'from 1 (1 is one image)')
+
 def nearest_keys(
     name: str,             # dotted key as typed
     known: Sequence[str],  # dotted keys that exist
 ) -> list[str]:            # at most three, the likeliest first
     "Known keys that look like what was typed."
-    same_end = [o for o in known if o.split('.')[-1] == name.split('.')[-1]]
+    same_end = [o for o in known if o.split('.')[-1].lower() == name.split('.')[-1].lower()]
     if same_end: return same_end[:3]
     ends = {o.split('.')[-1]: o for o in reversed(known)}
-    similar = difflib.get_close_matches(name, known, n=3, cutoff=.6)
-    similar_end = [ends[o] for o in difflib.get_close_matches(name.split('.')[-1], list(ends), n=2, cutoff=.75)]
+    similar = difflib.get_close_matches(name.lower(), known, n=3, cutoff=.6)
+    close_ends = difflib.get_close_matches(name.lower().split('.')[-1], list(ends), n=2, cutoff=.75)
+    similar_end = [ends[o] for o in close_ends]
     return list(dict.fromkeys([*similar, *similar_end]))[:3]
 
 def type_words(
-    value: Any,  # default of a key
+    name: str,   # dotted key
+    value: Any,  # its default
 ) -> str:        # what may be given for it
     "The type of a key in words."
+    if name == 'stopping_condition.n_samples': return N_SAMPLES_WORDS
+    if name in NUMBERS: return 'a number'
     if isinstance(value, bool): return 'True or False'
     if isinstance(value, int): return 'a whole number'
     if isinstance(value, float): return 'a number'
@@ -231,25 +256,25 @@ def type_words(
     return 'a text'
 
 # %% ../../nbs/00_core/01_config.ipynb #4fdc2072
-NUMBERS = {'stopping_condition.n_samples', 'memory_requirement_in_GB'}
-
 def fits(
     name: str,     # dotted key
     value: Any,    # value as parsed
     default: Any,  # default of that key
 ) -> bool:         # of the right type
     "Whether a value has the type of its key."
-    if default is None or name in ('output_image_size', 'datapool.name'): return True
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if default is None or name == 'output_image_size': return True
     if isinstance(default, bool): return isinstance(value, bool)
-    if isinstance(default, float) or name in NUMBERS: return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, float) or name in NUMBERS: return is_number
     if isinstance(default, int) and name.startswith('lightly.trainer'): return not isinstance(value, bool)
     if isinstance(default, int): return isinstance(value, int) and not isinstance(value, bool)
     if isinstance(default, list): return isinstance(value, list)
-    return isinstance(value, str) or value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return isinstance(value, str) or is_number
 
 def check_override(
     override: str,              # tidied word
     known: dict[str, Any],      # dotted key -> default
+    multirun: bool = False,     # several values of a key are allowed
 ) -> str | None:                # fault in words
     "What is wrong with one override, None if nothing is."
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -260,49 +285,89 @@ def check_override(
         return (f'cannot read {override!r}; write key=value without spaces around the equal sign, '
                 'and quote a value with special characters twice: "key=\'value\'"')
     name = parsed.key_or_group
+    if not name or parsed.package is not None: return f'{override!r} is no key=value; --help lists all keys'
+    if name.split('.')[0] == 'hydra':
+        return f'{name} belongs to Hydra, which lightly-curate sets up itself; leave it out'
     groups = {o.rsplit('.', i)[0] for o in known for i in range(1, o.count('.') + 1)}
-    if name.split('.')[0] == 'hydra': return None
     if name not in known and name not in groups:
-        if name.startswith('lightly.') and (parsed.is_add() or parsed.is_force_add()): return None
+        if (parsed.is_add() or parsed.is_force_add()) and name.startswith('lightly.'): return None
         near = nearest_keys(name, list(known))
         hint = f', did you mean {" or ".join(near)}?' if near else '; --help lists all keys'
         return f'{name} is no known key{hint}'
-    if parsed.is_sweep_override() or parsed.is_delete(): return None
+    if parsed.is_add(): return f'{name} exists already; leave out the +'
+    if parsed.is_delete(): return f'{name} cannot be taken out; leave the word out to get the default'
+    if parsed.is_sweep_override():
+        if multirun: return None
+        return f'{name} has several values; a list is written [a,b], and several runs need --multirun'
     value = parsed.value()
-    if name in groups:
-        return None if isinstance(value, dict) else f'{name} is a group of keys, set one of them, e.g. {name}.{next(o for o in known if o.startswith(name + "."))[len(name) + 1:]}'
+    return check_group(name, value, known) if name in groups else check_value(name, value, known[name])
+
+# %% ../../nbs/00_core/01_config.ipynb #ff93c10a
+def check_value(
+    name: str,     # dotted key
+    value: Any,    # as parsed
+    default: Any,  # default of that key
+) -> str | None:   # fault in words
+    "What is wrong with the value of a key, None if nothing is."
     value = str(value) if type(value).__name__ == 'QuotedString' else value
-    if fits(name, value, known[name]) or '${' in str(value): return None
-    return f'{name} is {value!r}, allowed is {type_words(known[name])}'
+    if '${' in str(value): return None
+    if value == '???' or not fits(name, value, default):
+        return f'{name} is {value!r}, allowed is {type_words(name, default)}'
+    return None
+
+def check_group(
+    name: str,                # dotted name of a group
+    value: Any,               # as parsed
+    known: dict[str, Any],    # dotted key -> default
+) -> str | None:              # fault in words
+    "What is wrong with a value for a whole group, None if nothing is."
+    first = next(o for o in known if o.startswith(f'{name}.'))
+    if not isinstance(value, dict): return f'{name} is a group of keys, set one of them, e.g. {first}='
+    for key, part in leaves(value, name):
+        if key not in known: return f'{key} is no known key; keys of {name} are like {first}'
+        if fault := check_value(key, part, known[key]): return fault
+    return None
 
 # %% ../../nbs/00_core/01_config.ipynb #fdb6488c
 def check_overrides(
     overrides: Sequence[str],  # tidied words
+    multirun: bool = False,    # several values of a key are allowed
 ) -> list[str]:                # faults in words, empty when all is well
     "Everything that is wrong with single overrides."
     known = dict(leaves(CurateConfig()))
-    return [fault for o in overrides if (fault := check_override(o, known))]
+    return [fault for o in overrides if (fault := check_override(o, known, multirun))]
 
 # %% ../../nbs/00_core/01_config.ipynb #934bb125
 STEPS = ('train', 'embed', 'select', 'report')
 METHODS = ('coreset', 'random')
 IMAGE_FORMATS = ('png', 'jpg', 'jpeg', 'webp', 'bmp', 'tiff', 'original')
 EMBEDDING_FORMATS = ('.csv', '.npy', '.parquet')
+MAX_INPUT_SIZE = 4096  # pixels; a batch of larger ones fits no memory
+MIN_INPUT_SIZE = 16  # pixels; a smaller picture is nothing after four halvings
 MODELS = ('auto', 'builtin', 'resnet-9', 'resnet-18', 'resnet-34', 'resnet-50', 'resnet-101', 'resnet-152')
 
-def one_of(name: str, value: Any, allowed: Sequence[str]) -> list[str]:
+def one_of(
+    name: str,               # dotted key
+    value: Any,              # as given
+    allowed: Sequence[str],  # what it may be
+) -> list[str]:              # no fault or one
     "The fault that a value is none of those allowed, as a list of none or one."
     if value in allowed: return []
     near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f', did you mean {near[0]!r}?' if near else ''
     return [f'{name} is {value!r}, allowed is {", ".join(map(repr, allowed))}{hint}']
 
-def unless(fine: bool, fault: str) -> list[str]:
+def unless(
+    fine: bool,   # what should hold
+    fault: str,   # what to say when it does not
+) -> list[str]:   # no fault or one
     "A fault as a list of none or one."
     return [] if fine else [fault]
 
 # %% ../../nbs/00_core/01_config.ipynb #74abb2b1
-def is_whole(value: Any) -> bool:
+def is_whole(
+    value: Any,  # as given
+) -> bool:       # an int and no bool
     "Whether a value is a whole number; True and False are not."
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -313,35 +378,46 @@ def selection_faults(
     n, distance = cfg.stopping_condition.n_samples, cfg.stopping_condition.min_distance
     is_share = isinstance(n, float) and 0 < n <= 1
     most = 2. if cfg.normalize_embeddings else float('inf')
-    words = '-1 (inactive), a share as a float above 0. and up to 1. (1. is all), or a count as a whole number from 1 (1 is one image)'
-    hint = f'; did you mean {int(n)}?' if isinstance(n, float) and n > 1 and n == int(n) else ''
+    hint = f'; did you mean {int(n)}?' if isinstance(n, float) and 1 < n < float('inf') and n == int(n) else ''
+    reach = 'or above 0.'
+    if cfg.normalize_embeddings: reach += ' and up to 2., the largest distance of two unit vectors'
+    memory = cfg.memory_requirement_in_GB
     return [
         *one_of('method', cfg.method, METHODS),
-        *unless(is_share or (is_whole(n) and n >= 1) or n == -1, f'stopping_condition.n_samples is {n}, allowed is {words}{hint}'),
-        *unless(distance == -1 or 0 < distance <= most, f'stopping_condition.min_distance is {distance}, allowed is -1. (inactive) '
-            + ('or above 0. and up to 2., the largest distance of two unit vectors' if cfg.normalize_embeddings else 'or above 0.')),
+        *unless(is_share or (is_whole(n) and n >= 1) or n == -1,
+                f'stopping_condition.n_samples is {n}, allowed is {N_SAMPLES_WORDS}{hint}'),
+        *unless(distance == -1 or 0 < distance <= most,
+                f'stopping_condition.min_distance is {distance}, allowed is -1. (inactive) {reach}'),
         *unless(cfg.n_example_images >= 0 and cfg.n_example_images % 2 == 0,
                 f'n_example_images is {cfg.n_example_images}, allowed is an even number from 0'),
-        *unless(cfg.memory_requirement_in_GB > 0, f'memory_requirement_in_GB is {cfg.memory_requirement_in_GB}, allowed is above 0'),
+        *unless(0 < memory < float('inf'), f'memory_requirement_in_GB is {memory}, allowed is above 0'),
+        *[f'savings.{o} is {value}, allowed is a number from 0'
+          for o, value in leaves(cfg.savings) if not 0 <= value < float('inf')],
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #2282a337
+MAX_OUTPUT_SIZE = 16_383  # pixels; WebP can hold no more, and nobody labels larger pictures
+
 def image_faults(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults
     "Faults of what is asked of reading and writing images."
     size = cfg.output_image_size
-    is_pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(is_whole(o) and o >= 1 for o in size)
+    def is_edge(value: Any) -> bool: return is_whole(value) and 1 <= value <= MAX_OUTPUT_SIZE
+    is_pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(map(is_edge, size))
     name = PurePosixPath(cfg.run_directory)
     return [
         *one_of('output_image_format', cfg.output_image_format, IMAGE_FORMATS),
-        *unless(size == -1 or (is_whole(size) and size >= 1) or is_pair,
-                f'output_image_size is {size}, allowed is -1 (as they are), x (shorter edge in pixels) or [x,y]'),
+        *unless(size == -1 or is_edge(size) or is_pair, f'output_image_size is {size}, allowed is '
+                f'-1 (as they are), x (shorter edge in pixels) or [x,y], up to {MAX_OUTPUT_SIZE:,} pixels'),
         *unless(cfg.output_image_format != 'original' or size == -1,
-                "output_image_format is 'original', which copies files as they are; leave output_image_size out or choose a format"),
-        *unless(cfg.max_image_pixels >= 1, f'max_image_pixels is {cfg.max_image_pixels}, allowed is a whole number from 1'),
-        *unless(not name.is_absolute() and '..' not in name.parts,
-                f'run_directory is {cfg.run_directory!r}, allowed is a name below output_dir, such as first-try or 2026/march'),
+                "output_image_format is 'original', which copies files as they are; "
+                'leave output_image_size out or choose a format'),
+        *unless(cfg.max_image_pixels >= 1,
+                f'max_image_pixels is {cfg.max_image_pixels}, allowed is a whole number from 1'),
+        *unless(not cfg.run_directory or (len(name.parts) > 0 and not name.is_absolute() and '..' not in name.parts),
+                f'run_directory is {cfg.run_directory!r}, allowed is a name below output_dir, '
+                'such as first-try or 2026/march'),
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #dfab1090
@@ -352,16 +428,22 @@ def step_faults(
     suffix = PurePosixPath(cfg.embeddings).suffix.lower()
     return [
         *[fault for o in cfg.steps for fault in one_of('steps', o, STEPS)],
-        *unless(not (cfg.enable_training and cfg.embeddings), 'enable_training and embeddings are both set; training is only '
+        *unless(not (cfg.enable_training and cfg.embeddings),
+                'enable_training and embeddings are both set; training is only '
                 'possible when no embeddings are passed, leave one out'),
-        *unless(not (cfg.embeddings and cfg.checkpoint), 'checkpoint and embeddings are both set; embeddings are already made, leave one out'),
-        *unless(not (cfg.embeddings and 'embed' in cfg.steps), "steps holds 'embed' and embeddings is set; leave one out"),
+        *unless(not (cfg.embeddings and cfg.checkpoint),
+                'checkpoint and embeddings are both set; embeddings are already made, leave one out'),
+        *unless(not (cfg.embeddings and 'embed' in cfg.steps),
+                "steps holds 'embed' and embeddings is set; leave one out"),
         *unless(not cfg.embeddings or suffix in EMBEDDING_FORMATS,
                 f'embeddings is {cfg.embeddings!r}, allowed is a file that ends in {", ".join(EMBEDDING_FORMATS)}'),
-        *unless(not cfg.enable_training and 'train' not in cfg.steps, 'training is not part of this version; train with '
-                'lightly-ssl-train and pass its checkpoint as checkpoint='),
-        *unless(not cfg.datapool.name, 'datapool.name is set, and the datapool is not part of this version; leave it out'),
-        *unless(not cfg.upload_dataset, 'upload_dataset is set, and handing over is not part of this version; use dump_dataset=True'),
+        *unless(not cfg.enable_training and 'train' not in cfg.steps,
+                'training is not part of this version; train with lightly-ssl-train '
+                'and pass its checkpoint as checkpoint='),
+        *unless(not cfg.datapool.name,
+                'datapool.name is set, and the datapool is not part of this version; leave it out'),
+        *unless(not cfg.upload_dataset,
+                'upload_dataset is set, and handing over is not part of this version; use dump_dataset=True'),
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #563945a3
@@ -369,17 +451,23 @@ def lightly_faults(
     keys: dict[str, Any],  # the tree below `lightly`
 ) -> list[str]:            # faults
     "Faults of the keys below lightly."
-    least = {('loader', 'batch_size'): 1, ('loader', 'num_workers'): -1, ('model', 'width'): 1}
-    values = {f'lightly.{a}.{b}': (keys[a][b], low) for (a, b), low in least.items()}
-    own = {'lightly.model.num_ftrs': keys['model']['num_ftrs'], 'lightly.collate.input_size': keys['collate']['input_size']}
+    values = {'lightly.loader.batch_size': (keys['loader']['batch_size'], 1),
+              'lightly.loader.num_workers': (keys['loader']['num_workers'], -1), 'lightly.seed': (keys['seed'], 0)}
+    own = {'lightly.model.num_ftrs': (keys['model']['num_ftrs'], 1),
+           'lightly.collate.input_size': (keys['collate']['input_size'], MIN_INPUT_SIZE)}
+    width = keys['model']['width']
     return [
         *one_of('lightly.model.name', keys['model']['name'], MODELS),
         *one_of('lightly.trainer.precision', str(keys['trainer']['precision']), ('32', '16')),
         *[fault for o, (value, low) in values.items()
-          for fault in unless(is_whole(value) and value >= low, f'{o} is {value}, allowed is a whole number from {low}')],
-        *[fault for o, value in own.items()
-          for fault in unless(is_whole(value) and (value == -1 or value >= 1), f'{o} is {value}, allowed is -1 (that of the weights) or a whole number from 1')],
-        *unless(is_whole(keys['seed']) and keys['seed'] >= 0, f'lightly.seed is {keys["seed"]}, allowed is a whole number from 0'),
+          for fault in unless(is_whole(value) and value >= low,
+                              f'{o} is {value}, allowed is a whole number from {low}')],
+        *[fault for o, (value, low) in own.items()
+          for fault in unless(is_whole(value) and (value == -1 or value >= low),
+                              f'{o} is {value}, allowed is -1 (that of the weights) or a whole number from {low}')],
+        *unless(keys['collate']['input_size'] <= MAX_INPUT_SIZE,
+                f'lightly.collate.input_size is {keys["collate"]["input_size"]}, allowed is up to {MAX_INPUT_SIZE}'),
+        *unless(isinstance(width, (int, float)) and width > 0, f'lightly.model.width is {width}, allowed is above 0'),
     ]
 
 def check_config(
@@ -389,24 +477,52 @@ def check_config(
     return selection_faults(cfg) + image_faults(cfg) + step_faults(cfg) + lightly_faults(cfg.lightly)
 
 # %% ../../nbs/00_core/01_config.ipynb #54616ac6
+def is_folder(
+    path: str | Path,  # '' is no folder, although Python takes it for the current one
+) -> bool:             # False also for a name that no file system can hold
+    "Whether there is such a folder."
+    try:
+        return bool(str(path)) and Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+def is_file(
+    path: Path,  # any
+) -> bool:       # False also for a name that no file system can hold
+    "Whether there is such a file."
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+def nearest_existing(
+    path: str | Path,  # a folder that may not exist yet
+) -> Path:             # itself or the nearest one above it that does
+    "Where a folder would be made."
+    above = Path(path).absolute()
+    while not is_folder(above) and not is_file(above): above = above.parent
+    return above
+
+# %% ../../nbs/00_core/01_config.ipynb #54d0a206
 def check_paths(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words
     "Everything that is wrong with the folders and files a configuration names."
     faults = []
     needs_images = not cfg.embeddings or cfg.dump_dataset or cfg.embeddings.lower().endswith('.npy')
-    if needs_images and not Path(cfg.input_dir).is_dir():
+    if needs_images and not is_folder(cfg.input_dir):
         faults.append(f'input_dir is {cfg.input_dir!r}, which is no folder; give the folder that holds the images')
     for key in ('checkpoint', 'embeddings'):
         path = Path(cfg.shared_dir)/getattr(cfg, key)
-        if getattr(cfg, key) and not path.is_file():
-            there = sorted(o.name for o in path.parent.iterdir())[:10] if path.parent.is_dir() else []
+        if getattr(cfg, key) and not is_file(path):
+            there = sorted(o.name for o in path.parent.iterdir())[:10] if is_folder(path.parent) else []
             holds = f'that folder holds {", ".join(there)}' if there else 'that folder is empty or missing'
-            faults.append(f'{key} is {getattr(cfg, key)!r}, relative to shared_dir {cfg.shared_dir!r}, and no such file exists; {holds}')
-    above = Path(cfg.output_dir).absolute()
-    while not above.exists(): above = above.parent
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        faults.append(f'output_dir is {cfg.output_dir!r}, which cannot be written ({above} is no writable folder); give another one')
+            faults.append(f'{key} is {getattr(cfg, key)!r}, relative to shared_dir {cfg.shared_dir!r}, '
+                          f'and no such file exists; {holds}')
+    above = nearest_existing(cfg.output_dir)
+    if not cfg.output_dir or not (above.is_dir() and os.access(above, os.W_OK)):
+        faults.append(f'output_dir is {cfg.output_dir!r}, which cannot be written ({above} is no writable folder); '
+                      'give another one')
     return faults
 
 # %% ../../nbs/00_core/01_config.ipynb #7a7f7568
@@ -432,22 +548,34 @@ def compose_config(
     "Configuration from the defaults and some overrides; faults of single overrides are raised together."
     from hydra import compose, initialize
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
     overrides = [tidy_override(o) for o in without_token(overrides)]
     faults = check_overrides(overrides)
     if faults: raise ConfigError(faults)
     register()
     GlobalHydra.instance().clear()
-    with initialize(version_base=None, config_path=None):
-        return to_config(compose(CONFIG_NAME, overrides=overrides))
+    try:
+        with initialize(version_base=None, config_path=None):
+            return to_config(compose(CONFIG_NAME, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError([f'the keys cannot be put together: {reason}; '
+                           'leave the key out or write its value plainly']) from None
 
 # %% ../../nbs/00_core/01_config.ipynb #bf55ead1
+def count_cores() -> int:  # at least 1
+    "Cores this process may use, which in a container can be fewer than the machine has."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+# %% ../../nbs/00_core/01_config.ipynb #aeba481d
 def resolve(
     cfg: CurateConfig,              # checked configuration
     now: time.struct_time,          # start of the run
 ) -> CurateConfig:                  # new configuration without open values
     "Configuration in which every derived value is decided."
     lightly = {**cfg.lightly, 'loader': dict(cfg.lightly['loader'])}
-    if lightly['loader']['num_workers'] == -1: lightly['loader']['num_workers'] = os.cpu_count() or 1
+    if lightly['loader']['num_workers'] == -1: lightly['loader']['num_workers'] = count_cores()
     implied = ['select', 'report'] if cfg.embeddings else ['embed', 'select', 'report']
     steps = [o for o in STEPS if o in (cfg.steps or implied)]
     directory = cfg.run_directory or time.strftime('%Y-%m-%d/%H-%M-%S', now)
@@ -466,9 +594,16 @@ def notices(
         said.append('Neither stopping condition is set, so every image that is readable and unique is kept.')
     if not cfg.dump_dataset and (cfg.output_image_size != -1 or cfg.output_image_format != 'png'):
         said.append('output_image_size and output_image_format have no effect without dump_dataset=True.')
+    if cfg.remove_exact_duplicates and not cfg.enable_corruptness_check and not cfg.embeddings:
+        said.append('Every image is decoded although enable_corruptness_check=False, because exact duplicates are '
+                    'found by their pixels; what cannot be read is left out.')
+    if not cfg.datapool.keep_history: said.append('datapool.keep_history has no effect without datapool.name.')
     before = dict(leaves(lightly_defaults(), 'lightly'))
     idle = [o for o, value in leaves(cfg.lightly, 'lightly') if o not in ACTING and before.get(o, ...) != value]
     if idle: said.append(f'Nothing is trained, so {", ".join(idle)} has no effect.')
+    now = dict(leaves(cfg.lightly, 'lightly'))
+    unused = [o for o in ACTING if cfg.embeddings and o != 'lightly.seed' and before[o] != now[o]]
+    if unused: said.append(f'Embeddings were given, so {", ".join(unused)} has no effect.')
     return said
 
 # %% ../../nbs/00_core/01_config.ipynb #6dc7e680

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import TextIO, TypeVar
 
 # %% auto #0
-__all__ = ['logger', 'LOG_FORMAT', 'Listener', 'listeners', 'TELL_EVERY_S', 'Item', 'logging_to', 'Tick', 'duration', 'tick_text',
+__all__ = ['logger', 'LOG_FORMAT', 'Listener', 'listeners', 'READ_EVERY_S', 'Item', 'logging_to', 'Tick', 'duration', 'tick_text',
            'listening', 'draw', 'Progress', 'track', 'write_status', 'read_status']
 
 # %% ../../nbs/00_core/04_progress.ipynb #0bb0a611
@@ -98,13 +99,12 @@ def draw(
     "Draw a reading over the last one, on a terminal; elsewhere do nothing."
     stream = sys.stderr if stream is None else stream
     if not stream.isatty(): return
-    width = os.get_terminal_size(stream.fileno()).columns if stream.fileno() >= 0 else 80
-    stream.write('\r\033[K' + tick_text(tick)[:max(20, width - 1)])
+    stream.write('\r\033[K' + tick_text(tick)[:max(20, shutil.get_terminal_size().columns - 1)])
     if tick.n_done >= tick.n_total: stream.write('\n')
     stream.flush()
 
 # %% ../../nbs/00_core/04_progress.ipynb #9740a51e
-TELL_EVERY_S = 0.2  # seconds between readings: often enough to look alive, too rare to cost anything
+READ_EVERY_S = 0.2  # seconds between readings: often enough to look alive, too rare to cost anything
 
 class Progress:
     "Counts what a loop has done and tells whoever listens."
@@ -131,7 +131,7 @@ class Progress:
         "Count `n` more."
         self.n_done += n
         self.efficiency = efficiency
-        if time.perf_counter() - self.told >= TELL_EVERY_S: self.tell()
+        if time.perf_counter() - self.told >= READ_EVERY_S: self.tell()
 
     def tell(self) -> None:
         "Tell the listeners now."
@@ -139,7 +139,12 @@ class Progress:
         tick = Tick(self.what, self.unit, self.n_done, self.n_total, self.told - self.begun, self.efficiency)
         for listener in listeners or [draw]: listener(tick)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,   # of the error that ended the loop, None when it ended well
+        error: BaseException | None,        # that error
+        trace: TracebackType | None,        # where it came from
+    ) -> None:
         self.tell()
 
 # %% ../../nbs/00_core/04_progress.ipynb #9191442c

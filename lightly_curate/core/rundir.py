@@ -4,6 +4,7 @@
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f2710416
 from __future__ import annotations
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['replacing', 'RunDir']
+__all__ = ['RUN_MARK', 'replacing', 'RunDir']
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f6206b64
 @contextmanager
@@ -20,7 +21,8 @@ def replacing(
 ) -> Iterator[Path]:   # temporary neighbour to write to
     "Write a neighbour of `path` that takes its place when the block ends well, and vanishes when it does not."
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}-{path.name}')
+    digest = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    temporary = path.with_name(f'.{os.getpid()}-{digest}{path.suffix}')
     try:
         yield temporary
         with temporary.open('rb+') as file:
@@ -30,11 +32,13 @@ def replacing(
         temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/00_core/02_rundir.ipynb #dc37c8fe
+RUN_MARK = '.lightly_curate'  # folder by which a run folder is recognised
+
+# %% ../../nbs/00_core/02_rundir.ipynb #bee08ae2
 @dataclass(frozen=True)
 class RunDir:
     "The files of one run below its root folder."
     root: Path  # folder of the run
-
     @property
     def config(self) -> Path: return self.root/'config'
     @property
@@ -78,14 +82,16 @@ class RunDir:
     @property
     def report_html(self) -> Path: return self.root/'report.html'
     @property
-    def state(self) -> Path: return self.root/'.lightly_curate'
+    def state(self) -> Path: return self.root/RUN_MARK
     @property
-    def state_embeddings(self) -> Path: return self.root/'.lightly_curate'/'embeddings.npy'
+    def state_embeddings(self) -> Path: return self.root/RUN_MARK/'embeddings.npy'
     @property
-    def state_rows(self) -> Path: return self.root/'.lightly_curate'/'rows.npy'
+    def state_rows(self) -> Path: return self.root/RUN_MARK/'rows.npy'
     @property
-    def status(self) -> Path: return self.root/'.lightly_curate'/'status.json'
-    def plot(self, name: str) -> Path: return self.plots/f'{name}.png'
-    def job(self, name: str) -> Path: return self.jobs/f'{name}.ipynb'
-    def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'
-    def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'
+    def kernel_log(self) -> Path: return self.root/RUN_MARK/'kernel.log'
+    @property
+    def status(self) -> Path: return self.root/RUN_MARK/'status.json'
+    def plot(self, name: str) -> Path: return self.plots/f'{name}.png'  # name without suffix, e.g. 'scatter_pca'
+    def job(self, name: str) -> Path: return self.jobs/f'{name}.ipynb'   # executed copy of a job notebook
+    def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'     # what a finished stage was given
+    def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'  # sample table after it

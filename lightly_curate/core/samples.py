@@ -68,6 +68,8 @@ def check_samples(
         'only rows that are ok are selected': lambda: (samples.loc[samples['selected'], 'status'] == 'ok').all(),
         'only selected rows have a rank': lambda: not samples.loc[~samples['selected'], 'rank'].notna().any(),
         'ranks are not repeated': lambda: samples['rank'].dropna().is_unique,
+        'a nearest selected row is selected': lambda: set(samples['nearest_selected'].dropna())
+            <= set(samples.index[samples['selected']]),
     }
     for rule, holds in rules.items():
         if not holds(): raise ValueError(f'sample table: "{rule}" does not hold')

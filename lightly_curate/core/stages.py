@@ -8,31 +8,43 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from .config import CurateConfig
+from .config import CurateConfig, is_file
 from .errors import ConfigError
 from .rundir import RunDir, replacing
 
 # %% auto #0
-__all__ = ['STAGES', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'check_marks']
+__all__ = ['STAGES', 'given_file', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'check_marks']
 
 # %% ../../nbs/00_core/05_stages.ipynb #1c1a910e
 STAGES = ('scan', 'clean', 'embed', 'select', 'deliver', 'report')
+
+def given_file(
+    cfg: CurateConfig,  # configuration
+    key: str,           # 'checkpoint' or 'embeddings'
+) -> dict[str, Any]:    # name, folder, size in bytes and time of change in nanoseconds
+    "A file of the shared folder as it is now, so that another file under the same name is noticed."
+    name = getattr(cfg, key)
+    if not name: return {key: ''}
+    path = Path(cfg.shared_dir).absolute()/name
+    state = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+    return {key: name, f'folder of {key}': str(path.parent), f'size and time of {key}': state}
 
 def stage_inputs(
     cfg: CurateConfig,         # resolved configuration
 ) -> dict[str, dict[str, Any]]:  # stage -> dotted key -> value
     "What each stage is given."
     keys, stop = cfg.lightly, cfg.stopping_condition
-    source = {'embeddings': cfg.embeddings, 'shared_dir': str(Path(cfg.shared_dir).absolute())} if cfg.embeddings else {}
+    source = given_file(cfg, 'embeddings') if cfg.embeddings else {}
     own: dict[str, dict[str, Any]] = {
         'scan': {'input_dir': str(Path(cfg.input_dir).absolute()), **source},
         'clean': {'enable_corruptness_check': cfg.enable_corruptness_check, 'max_image_pixels': cfg.max_image_pixels,
                   'remove_exact_duplicates': cfg.remove_exact_duplicates},
-        'embed': {'checkpoint': cfg.checkpoint, 'lightly.trainer.precision': str(keys['trainer']['precision']),
+        'embed': {**given_file(cfg, 'checkpoint'), 'lightly.trainer.precision': str(keys['trainer']['precision']),
                   'lightly.collate.input_size': keys['collate']['input_size'],
                   **{f'lightly.model.{o}': keys['model'][o] for o in ('name', 'num_ftrs', 'width')}},
         'select': {'method': cfg.method, 'normalize_embeddings': cfg.normalize_embeddings, 'lightly.seed': keys['seed'],
-                   'stopping_condition.n_samples': stop.n_samples, 'stopping_condition.min_distance': stop.min_distance},
+                   'stopping_condition.n_samples': stop.n_samples,
+                   'stopping_condition.min_distance': stop.min_distance},
         'deliver': {'dump_dataset': cfg.dump_dataset, 'output_image_size': cfg.output_image_size,
                     'output_image_format': cfg.output_image_format},
         'report': {'n_example_images': cfg.n_example_images, 'memory_requirement_in_GB': cfg.memory_requirement_in_GB,
@@ -40,7 +52,8 @@ def stage_inputs(
     }
     assert tuple(own) == STAGES
     inputs: dict[str, dict[str, Any]] = {}
-    for i, stage in enumerate(STAGES): inputs[stage] = {o: v for before in STAGES[:i + 1] for o, v in own[before].items()}
+    for i, stage in enumerate(STAGES):
+        inputs[stage] = {o: v for before in STAGES[:i + 1] for o, v in own[before].items()}
     return inputs
 
 # %% ../../nbs/00_core/05_stages.ipynb #1fa9199a
@@ -64,11 +77,13 @@ def write_mark(
 def read_mark(
     run_dir: RunDir,  # run
     stage: str,       # name
-) -> Mark | None:     # None: the stage has not finished
+) -> Mark | None:     # None: the stage has not finished, or its mark is damaged, and the stage is done again
     "The mark of a stage."
+    path = run_dir.mark(stage)
+    if not is_file(path): return None
     try:
-        return Mark(**json.loads(run_dir.mark(stage).read_text(encoding='utf-8')))
-    except FileNotFoundError:
+        return Mark(**json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError):
         return None
 
 # %% ../../nbs/00_core/05_stages.ipynb #458a321f
@@ -85,5 +100,8 @@ def check_marks(
             before, now = mark.given.get(key), json.loads(json.dumps(given.get(key)))
             if before != now: differing.setdefault(key, f'{key} was {before!r} and is now {now!r}')
     if not differing: return
-    raise ConfigError([f'the run folder {run_dir.root} was made with other values: {"; ".join(differing.values())}. '
-                       'Give the old values to go on with that run, or another run_directory to start a new one'])
+    changes = '; '.join(differing.values())
+    raise ConfigError([f'the run folder {run_dir.root} was made with other values: {changes}. '
+                       'Give the old values to go on with that run, or another run_directory to start a new one; '
+                       'to choose again from the same vectors add '
+                       f'shared_dir={run_dir.data} embeddings=embeddings.csv'])

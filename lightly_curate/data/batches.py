@@ -68,7 +68,7 @@ def load_batches(
     batch_size: int,                     # rows in a batch, at least 1; the last may have fewer
     n_workers: int,                      # threads; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-) -> Iterator[Batch]:
+) -> Iterator[Batch]:                  # each row of `rows` in exactly one batch, read or failed
     "Read pictures ahead, batch by batch, in the order of `rows`."
     paths = samples['path']
     def read(row: int) -> np.ndarray | str:

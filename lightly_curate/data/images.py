@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from ..core.errors import InputError
+from .scan import SIGNATURE_BYTES, has_image_signature
 
 # %% auto #0
-__all__ = ['FORMATS', 'MAX_IMAGE_PIXELS', 'PILLOW_MODULES', 'QUIET', 'pixel_limit', 'HEIC_BRANDS', 'TURNS', 'BIG_PIXELS',
-           'one_big_picture', 'STRIP_PIXELS', 'readable_formats', 'quiet_pillow', 'PixelLimit', 'UnreadableImage',
-           'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright', 'decode', 'open_image',
-           'to_8bit', 'to_rgb', 'read_rgb', 'content_hash', 'thumbnail']
+__all__ = ['FORMATS', 'MAX_IMAGE_PIXELS', 'PILLOW_MODULES', 'QUIET', 'pixel_limit', 'ENDS_EARLY', 'HEIC_BRANDS', 'TURNS',
+           'BIG_PIXELS', 'one_big_picture', 'STRIP_PIXELS', 'readable_formats', 'quiet_pillow', 'PixelLimit',
+           'UnreadableImage', 'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright', 'decode',
+           'first_bytes', 'open_image', 'to_8bit', 'to_rgb', 'read_rgb', 'content_hash', 'thumbnail']
 
 # %% ../../nbs/10_data/11_images.ipynb #3443055a
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'ICO', 'MPO')
@@ -57,7 +58,7 @@ class PixelLimit:
     def at_least(
         self,
         max_pixels: int,  # pictures up to this many pixels pass
-    ) -> Iterator[None]:
+    ) -> Iterator[None]:  # for a `with` block
         "Let Pillow open pictures of that size while the block runs."
         with self.lock:
             if not self.wanted: self.own = Image.MAX_IMAGE_PIXELS
@@ -73,6 +74,7 @@ class PixelLimit:
 pixel_limit = PixelLimit()
 
 # %% ../../nbs/10_data/11_images.ipynb #f39edb9b
+ENDS_EARLY = ('truncated', 'not enough data', 'unexpected end')  # in what Pillow and its libraries say of a cut file, lower case
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')  # ISO/IEC 23008-12, bytes 8 to 11 of the file
 
 class UnreadableImage(InputError):
@@ -88,11 +90,12 @@ def too_many_pixels(
     return f'{n_pixels:,} pixels, more than max_image_pixels allows ({max_pixels:,})'
 
 def unknown_content(
-    head: bytes,  # first bytes of the file, at least 12 where it has them
+    head: bytes,  # first `SIGNATURE_BYTES` bytes of the file
 ) -> str:         # reason
     "Words for a file that no decoder knows."
     if not head: return 'the file is empty'
     if head[4:8] == b'ftyp' and head[8:12] in HEIC_BRANDS: return 'HEIC, which is not read; convert it to JPEG or PNG'
+    if has_image_signature(head): return 'begins as a picture, but the header is damaged or of a kind that is not read'
     return 'the content is not a picture in a format that is read'
 
 def reason_of(
@@ -107,8 +110,9 @@ def reason_of(
     if isinstance(error, MemoryError): return 'the picture does not fit into memory'
     if 'MAX_TEXT' in text: return 'a text block in the file unpacks to more than Pillow allows'
     if isinstance(error, OSError) and error.strerror: return error.strerror.lower()
-    if isinstance(error, OSError) and text: return text[:160]
-    return f'cannot be decoded ({type(error).__name__}: {text})'[:160]
+    if any(o in text.lower() for o in ENDS_EARLY): return 'the file ends too early'
+    said = text if isinstance(error, OSError) and text else f'{type(error).__name__}: {text}'.removesuffix(': ')
+    return f'the picture data is damaged ({said[:120]})'
 
 # %% ../../nbs/10_data/11_images.ipynb #22a7cabe
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -152,6 +156,15 @@ def decode(
                 image.load()
                 return upright(image)
 
+def first_bytes(
+    path: Path,  # regular file
+) -> bytes:      # at most `SIGNATURE_BYTES`, empty when the file cannot be read any more
+    "The beginning of a file."
+    try:
+        with path.open('rb') as file: return file.read(SIGNATURE_BYTES)
+    except OSError:
+        return b''
+
 def open_image(
     path: Path,                          # file
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused before they are decoded, pixels
@@ -169,7 +182,7 @@ def open_image(
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage(unknown_content(path.read_bytes()[:16])) from None
+        raise UnreadableImage(unknown_content(first_bytes(path))) from None
     except Exception as error:  # any decoder, any file: see above
         raise UnreadableImage(reason_of(error, path, max_pixels)) from None
 

@@ -44,14 +44,14 @@ class View:
     y: float                            # centre of the window, 0 top to 1 bottom
     zoom: float                         # 1: the largest window that fits, 0.25: a quarter of its width and height
     size: tuple[int, int] = SIZES[0]    # width, height, pixels
-    brightness: float = 1.
-    saturation: float = 1.
+    brightness: float = 1.              # 0 black, 1 as it is, above 1 brighter
+    saturation: float = 1.              # 0 grey, 1 as it is
     warmth: float = 0.                  # -1 blue to 1 red
-    mirrored: bool = False
+    mirrored: bool = False              # left and right exchanged
 
 def cut(
     photo: Image.Image,  # RGB
-    view: View,
+    view: View,          # which part, and in what light
 ) -> Image.Image:        # RGB of `view.size`
     "Cut a view out of a photograph."
     scale = view.zoom*min(photo.width/view.size[0], photo.height/view.size[1])

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/10_data/10_scan.ipynb #cbbc4497
 from __future__ import annotations
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ from pathlib import Path
 import pandas as pd
 from ..core.errors import InputError
 from ..core.progress import logger
-from ..core.samples import make_samples, with_columns
+from ..core.rundir import RUN_MARK
+from ..core.samples import make_samples, name_order, with_columns
 
 # %% auto #0
 __all__ = ['ORIGINAL_EXTENSIONS', 'IMAGE_EXTENSIONS', 'VIDEO_EXTENSIONS', 'OTHER_EXTENSIONS', 'KIND_OF_EXTENSION',
-           'SIGNATURE_BYTES', 'RUN_MARK', 'Kind', 'kind_of', 'has_image_signature', 'holds_image', 'name_fault',
-           'escape_name', 'list_folder', 'reaches', 'walk', 'Found', 'file_fault', 'find_images', 'weak_labels', 'scan']
+           'SIGNATURE_BYTES', 'Kind', 'kind_of', 'has_image_signature', 'holds_image', 'name_fault', 'escape_name',
+           'short_path', 'list_folder', 'reaches', 'is_too_long', 'walk', 'counted', 'Found', 'file_fault',
+           'find_images', 'weak_labels', 'nothing_found', 'scan']
 
 # %% ../../nbs/10_data/10_scan.ipynb #b3af8239
 ORIGINAL_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
@@ -41,7 +44,7 @@ KIND_OF_EXTENSION = {**dict.fromkeys(OTHER_EXTENSIONS, Kind.OTHER), **dict.fromk
 
 def kind_of(
     name: str,  # last part of a path
-) -> Kind:
+) -> Kind:       # UNKNOWN when only the content can tell
     "What the name alone says."
     if name.startswith('.'): return Kind.HIDDEN
     return KIND_OF_EXTENSION.get(os.path.splitext(name)[1].lower(), Kind.UNKNOWN)
@@ -51,7 +54,7 @@ SIGNATURE_BYTES = 32
 
 def has_image_signature(
     head: bytes,  # first `SIGNATURE_BYTES` bytes of a file
-) -> bool:
+) -> bool:        # by its signature alone, not by what follows
     "Whether a file begins as a picture does."
     if head.startswith((b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF87a', b'GIF89a', b'\0\0\0\x0cjP  \r\n', b'\xff\x4f\xff\x51')): return True
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP': return True
@@ -81,12 +84,17 @@ def escape_name(
     filename: str,   # any filename
 ) -> str:            # one line of valid UTF-8
     "Show the bytes of a filename that cannot be written."
-    text = os.fsencode(filename).decode('utf-8', 'backslashreplace')
+    text = filename.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
     return ''.join(o if len((o + 'x').splitlines()) == 1 else ascii(o)[1:-1] for o in text)
 
-# %% ../../nbs/10_data/10_scan.ipynb #9f1c98c6
-RUN_MARK = '.lightly_curate'  # hidden folder in every run folder
+def short_path(
+    path: str,   # any path, of any length
+) -> str:        # one line of at most 170 characters
+    "A path as it is named in a message: escaped, and of a long one the first and the last part."
+    text = escape_name(path)
+    return text if len(text) <= 170 else f'{text[:80]} ... {text[-80:]}'
 
+# %% ../../nbs/10_data/10_scan.ipynb #9f1c98c6
 def list_folder(
     folder: str,                # absolute path
 ) -> list[os.DirEntry[str]]:    # sorted by the bytes of the name
@@ -94,7 +102,7 @@ def list_folder(
     try:
         with os.scandir(folder) as entries: return sorted(entries, key=lambda o: os.fsencode(o.name))
     except OSError as error:
-        raise InputError(f'folder {escape_name(folder)} cannot be listed ({(error.strerror or "error").lower()}); make it readable '
+        raise InputError(f'folder {short_path(folder)} cannot be listed ({(error.strerror or "error").lower()}); make it readable '
                          'or move it out of input_dir') from None
 
 def reaches(
@@ -104,9 +112,17 @@ def reaches(
     try: return question()
     except OSError: return False
 
+def is_too_long(
+    path: str,  # absolute path of something that is there
+) -> bool:      # False also when it cannot be opened for another reason
+    "Whether a path has more bytes than the system opens."
+    try: os.stat(path)
+    except OSError as error: return error.errno == errno.ENAMETOOLONG
+    return False
+
 def walk(
     root: str,                                # absolute path of the input folder
-) -> Iterator[tuple[str, os.DirEntry[str]]]:  # posix path relative to `root`, entry that is not a folder
+) -> Iterator[tuple[str, os.DirEntry[str]]]:  # posix path relative to `root`, entry that is no folder; a path with / at its end: a folder too long to list
     "Go through everything below a folder, each folder once on its way down."
     waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(root, '', frozenset())]
     while waiting:
@@ -116,23 +132,35 @@ def walk(
         chain = above | {(itself.st_dev, itself.st_ino)}
         for entry in entries:
             if not reaches(entry.is_dir): yield prefix + entry.name, entry
-            elif not entry.name.startswith('.'): waiting.append((entry.path, f'{prefix}{entry.name}/', chain))
+            elif entry.name.startswith('.'): continue
+            elif is_too_long(entry.path): yield f'{prefix}{entry.name}/', entry
+            else: waiting.append((entry.path, f'{prefix}{entry.name}/', chain))
 
 # %% ../../nbs/10_data/10_scan.ipynb #6092c013
+def counted(
+    n: int,     # how many, 0 or more
+    noun: str,  # of one
+) -> str:       # e.g. '1 folder', '2,000 folders'
+    "A count with its noun in the right number."
+    return f'{n:,} {noun}' if n == 1 else f'{n:,} {noun}s'
+
 @dataclass
 class Found:
     "What lies below an input folder."
     filenames: list[str] = field(default_factory=list)      # posix paths of pictures, escaped where need be
     faults: dict[str, str] = field(default_factory=dict)    # filename = reason why it cannot be used
-    n_videos: int = 0
-    n_hidden: int = 0
+    n_videos: int = 0                                       # files with the extension of a video
+    n_hidden: int = 0                                       # files whose name begins with a dot
     others: Counter[str] = field(default_factory=Counter)   # extension = files that are no pictures
+    too_long: list[str] = field(default_factory=list)       # posix paths of folders that are too long to be listed
 
     def text(self) -> str:
-        "The files that are left out, in words."
+        "The files that are left out, in words, empty when there are none."
         others = ', '.join(f'{n:,} {extension}' for extension, n in sorted(self.others.items(), key=lambda o: (-o[1], o[0]))[:8])
-        parts = [others, f'{self.n_videos:,} videos' if self.n_videos else '', f'{self.n_hidden:,} hidden files' if self.n_hidden else '']
-        return ', '.join(o for o in parts if o) or 'no other files'
+        videos = counted(self.n_videos, 'video') if self.n_videos else ''
+        hidden = counted(self.n_hidden, 'hidden file') if self.n_hidden else ''
+        too_long = f'{counted(len(self.too_long), "folder")} with too long a path' if self.too_long else ''
+        return ', '.join(o for o in (others, videos, hidden, too_long) if o)
 
 def file_fault(
     entry: os.DirEntry[str],  # picture by its name
@@ -142,11 +170,14 @@ def file_fault(
     return 'a link that leads to no file' if entry.is_symlink() and not os.path.exists(entry.path) else 'not a regular file'
 
 def find_images(
-    root: str,   # absolute path of the input folder
-) -> Found:
+    root: str,  # absolute path of the input folder
+) -> Found:     # in no particular order
     "Sort out everything below a folder."
     found, taken = Found(), set()
     for filename, entry in walk(root):
+        if filename.endswith('/'):
+            found.too_long.append(filename)
+            continue
         kind = kind_of(entry.name)
         if kind is Kind.UNKNOWN: kind = Kind.IMAGE if reaches(entry.is_file) and holds_image(entry.path) else Kind.OTHER
         if kind is Kind.HIDDEN: found.n_hidden += 1
@@ -168,10 +199,23 @@ def weak_labels(
 ) -> list[int]:            # (n,) numbers from 0
     "Number of the first-level folder of each filename."
     firsts = [o.partition('/')[0] if '/' in o else '' for o in filenames]
-    numbers = {first: i for i, first in enumerate(sorted(set(firsts), key=os.fsencode))}
+    numbers = {first: i for i, first in enumerate(sorted(set(firsts), key=name_order))}
     return [numbers[o] for o in firsts]
 
 # %% ../../nbs/10_data/10_scan.ipynb #2794c2dc
+def nothing_found(
+    input_dir: Path,  # as the user named it
+    found: Found,     # without a picture that can be used
+) -> str:             # message
+    "What to say of a folder without pictures."
+    text = found.text()
+    holds = 'holds no image that can be used' if found.faults else 'holds no image' if text else 'is empty'
+    faults = ''.join(f'; {short_path(name)}: {reason}' for name, reason in list(found.faults.items())[:3])
+    videos = '; videos are not read by this version' if found.n_videos else ''
+    return (f'input_dir {short_path(str(input_dir))} {holds}{", but " + text if text else ""}{videos}{faults}; allowed are '
+            f'{" ".join(IMAGE_EXTENSIONS)} and files whose content is an image, in subfolders too (hidden ones and those of earlier '
+            'runs are passed over); give the folder that holds them')
+
 def scan(
     input_dir: Path,   # folder with pictures at any depth
 ) -> pd.DataFrame:     # sample table: filename, path, label; names or files that cannot be used are corrupt
@@ -179,16 +223,18 @@ def scan(
     root = os.path.abspath(input_dir)
     if not os.path.isdir(root):
         problem = 'is a file' if os.path.exists(root) else 'does not exist'
-        raise InputError(f'input_dir is {escape_name(str(input_dir))}, which {problem}; give the folder that holds the images')
+        raise InputError(f'input_dir is {short_path(str(input_dir))}, which {problem}; give the folder that holds the images')
     found = find_images(root)
-    if len(found.filenames) == len(found.faults):
-        faults = ''.join(f'; {name}: {reason}' for name, reason in list(found.faults.items())[:3])
-        raise InputError(f'input_dir {escape_name(str(input_dir))} holds no image, but {found.text()}{faults}; allowed are '
-                         f'{" ".join(IMAGE_EXTENSIONS)} and files whose content is an image, in subfolders too; give the folder that holds them')
+    if len(found.filenames) == len(found.faults): raise InputError(nothing_found(input_dir, found))
     samples = make_samples(found.filenames, labels=weak_labels(found.filenames))
     rows = samples.index[samples['filename'].isin(list(found.faults))].to_numpy()
     if len(rows):
         samples = with_columns(samples, rows, status='corrupt', reason=[found.faults[o] for o in samples['filename'][rows]])
-    logger.info('found %s images in %s folders; left out: %s', f'{len(samples):,}', f'{samples["label"].nunique():,}', found.text())
-    if found.n_videos: logger.warning('%s videos are left out: video is not read by this version', f'{found.n_videos:,}')
+    folders = {o.rpartition('/')[0] for o in found.filenames}
+    left_out = f'; left out: {found.text()}' if found.text() else ''
+    logger.info('found %s in %s%s', counted(len(samples), 'image'), counted(len(folders), 'folder'), left_out)
+    if found.n_videos: logger.warning('left out %s: video is not read by this version', counted(found.n_videos, 'video'))
+    if found.too_long:
+        logger.warning('left out %s with all that lies in it, because the path is too long to be opened, first %s; shorten the names',
+                       counted(len(found.too_long), 'folder'), short_path(min(found.too_long, key=name_order)))
     return samples

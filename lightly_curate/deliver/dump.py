@@ -4,22 +4,25 @@
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #8861b077
 from __future__ import annotations
+import errno
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 import pandas as pd
 from PIL import Image
+from ..core.errors import OutputError
 from ..core.progress import logger, track
 from ..core.rundir import replacing
 from ..core.samples import result_order
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, open_image, to_rgb
 
 # %% auto #0
-__all__ = ['SAVED_AS', 'HOLDS', 'RESIZED_AS_THEY_ARE', 'JPEG_QUALITY', 'dump_names', 'dump_size', 'is_transparent', 'on_white',
-           'fit_mode', 'prepare', 'dump_image', 'Dump', 'dump_selected']
+__all__ = ['SAVED_AS', 'HOLDS', 'RESIZED_AS_THEY_ARE', 'JPEG_QUALITY', 'SAVE_OPTIONS', 'dump_names', 'dump_size',
+           'is_transparent', 'on_white', 'fit_mode', 'prepare', 'open_source', 'dump_image', 'Dump', 'dump_selected']
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #8ebca625
 def dump_names(
@@ -30,7 +33,15 @@ def dump_names(
     if image_format == 'original': return list(filenames)
     plain = [str(PurePosixPath(o).with_suffix(f'.{image_format}')) for o in filenames]
     wanted = Counter(o.casefold() for o in plain)
-    return [new if wanted[new.casefold()] == 1 else f'{old}.{image_format}' for old, new in zip(filenames, plain, strict=True)]
+    taken = {o.casefold() for o in plain if wanted[o.casefold()] == 1}
+    names = []
+    for old, new in zip(filenames, plain, strict=True):
+        if wanted[new.casefold()] > 1:
+            new = f'{old}.{image_format}'
+            while new.casefold() in taken: new = f'{new}.{image_format}'
+            taken.add(new.casefold())
+        names.append(new)
+    return names
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #5548bb80
 def dump_size(
@@ -50,9 +61,15 @@ HOLDS = {'PNG': {'1', 'L', 'LA', 'RGB', 'RGBA', 'P', 'I;16'}, 'JPEG': {'L', 'RGB
          'BMP': {'1', 'L', 'RGB', 'P'}, 'TIFF': {'1', 'L', 'LA', 'RGB', 'RGBA', 'P', 'I;16', 'F', 'CMYK'}}
 RESIZED_AS_THEY_ARE = {'L', 'LA', 'RGB', 'RGBA', 'CMYK', 'F'}  # modes whose values may be averaged
 
-def is_transparent(image: Image.Image) -> bool: return image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info
+def is_transparent(
+    image: Image.Image,  # any mode
+) -> bool:               # it has an alpha channel or a transparent colour
+    "Whether parts of a picture can be seen through."
+    return image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info
 
-def on_white(image: Image.Image) -> Image.Image:
+def on_white(
+    image: Image.Image,  # with transparency
+) -> Image.Image:        # RGB
     "A picture with transparency, laid on white."
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
@@ -78,7 +95,18 @@ def prepare(
     return fit_mode(image, HOLDS[saved_as])
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #4ac70f02
+def open_source(
+    source: Path,   # image file
+) -> BinaryIO:      # open for reading
+    "The bytes of a file; when they cannot be had, the fault is that of the file and not of the disk written to."
+    try:
+        return source.open('rb')
+    except OSError as error:
+        raise UnreadableImage((error.strerror or str(error)).lower()) from None
+
 JPEG_QUALITY = 95  # above it files grow and nobody sees a difference
+SAVE_OPTIONS: dict[str, dict[str, int]] = {'JPEG': {'quality': JPEG_QUALITY, 'subsampling': 0},
+                                           'WEBP': {'lossless': True}}
 
 def dump_image(
     source: Path,                 # image file
@@ -90,15 +118,14 @@ def dump_image(
     "Write one image, whole or not at all."
     with replacing(target) as temporary:
         if image_format == 'original':
-            shutil.copyfile(source, temporary)
+            with open_source(source) as file, temporary.open('wb') as copy: shutil.copyfileobj(file, copy)
             return False
         image = open_image(source, max_pixels)
         saved_as = SAVED_AS[image_format]
         ready = prepare(image, size, saved_as)
         same_colours = (image.mode == 'CMYK') == (ready.mode == 'CMYK')
         profile = image.info.get('icc_profile') if same_colours else None
-        options = {'quality': JPEG_QUALITY, 'subsampling': 0} if saved_as == 'JPEG' else {'lossless': True} if saved_as == 'WEBP' else {}
-        ready.save(temporary, saved_as, icc_profile=profile, **options)
+        ready.save(temporary, saved_as, icc_profile=profile, **SAVE_OPTIONS.get(saved_as, {}))
         return ready.width > image.width or ready.height > image.height
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #fc0f2597
@@ -123,11 +150,19 @@ def dump_selected(
     names = samples.loc[rows, 'filename'].tolist()
     sources = [input_dir/o for o in samples.loc[rows, 'path']]
     targets = [folder/o for o in dump_names(names, image_format)]
+    for name, target in zip(names, targets, strict=True):
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f'{name!r} would be written outside of {folder.name}')
     def write(i: int) -> bool | str:
         try:
             return dump_image(sources[i], targets[i], size, image_format, max_pixels)
-        except (UnreadableImage, FileNotFoundError) as error:
-            return str(error) if isinstance(error, UnreadableImage) else 'no such file or directory'
+        except UnreadableImage as error:
+            return error.reason
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG: raise
+            return f'its name is too long to be written with the ending .{image_format}'
+        except (ValueError, MemoryError) as error:
+            return f'it cannot be written as {image_format} ({error or "no memory"})'
     with ThreadPoolExecutor(max(1, n_workers)) as pool:
         done = list(track(pool.map(write, range(len(rows))), 'dumping', len(rows)))
     failed = {name: o for name, o in zip(names, done, strict=True) if isinstance(o, str)}

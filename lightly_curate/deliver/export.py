@@ -45,7 +45,7 @@ def removed_table(
     step = out['status'].astype('object').where(out['status'] != 'ok', 'removed')
     nearest = out['nearest_selected'].fillna(out['duplicate_of'])
     kept = nearest.map(samples['filename'], na_action='ignore')
-    reason = out['reason'].fillna('a selected sample is close to it')
+    reason = out['reason'].fillna('not selected')
     return pd.DataFrame({'filename': out['filename'], 'step': step, 'reason': reason, 'kept_instead': kept,
                          'distance': out['nearest_distance']}).reset_index(drop=True)
 
@@ -60,15 +60,13 @@ def write_removed_samples(
 # %% ../../nbs/60_deliver/60_export.ipynb #4df2b355
 def write_available_embeddings(
     samples: pd.DataFrame,  # sample table
-    vectors: Vectors,       # embeddings as the backbone gave them
-    run_dir: RunDir,        # run
-    normalize: bool,        # also write them at unit length
+    vectors: Vectors,       # embeddings, as the backbone gave them or at unit length
+    path: Path,             # CSV file
 ) -> None:
     "Embeddings of all available samples."
     rows = available(samples)
     names, labels = samples.loc[rows, 'filename'].tolist(), samples.loc[rows, 'label'].tolist()
-    write_embeddings(run_dir.embeddings_csv, names, vectors.of(rows).emb, labels)
-    if normalize: write_embeddings(run_dir.normalized_embeddings_csv, names, vectors.normalized().of(rows).emb, labels)
+    write_embeddings(path, names, vectors.of(rows).emb, labels)
 
 def write_selected_embeddings(
     samples: pd.DataFrame,  # sample table after selection

@@ -5,7 +5,6 @@
 # %% ../../nbs/40_embed/41_embed.ipynb #ad79acb9
 from __future__ import annotations
 import copy
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from ..core.config import count_cores
 from ..core.errors import CurateError, InputError
 from ..core.progress import Progress, logger
 from ..core.samples import available, with_columns
 from ..data.batches import Batch, load_batches, map_in_threads
 from ..data.images import MAX_IMAGE_PIXELS
+from ..data.scan import counted
 from .vectors import Vectors
-from ..learn.backbone import Backbone
+from ..learn.backbone import BUILTIN_SHA256, Backbone
 
 # %% auto #0
 __all__ = ['scale_pixels', 'choose_device', 'is_half', 'count_workers', 'one_torch_thread', 'embed_batch', 'run_batches',
-           'mark_failed', 'embed']
+           'backbone_words', 'mark_failed', 'embed']
 
 # %% ../../nbs/40_embed/41_embed.ipynb #ae8c1b8f
 def scale_pixels(
@@ -45,7 +46,7 @@ def choose_device() -> torch.device:
 def is_half(
     precision: int,        # lightly.trainer.precision: 16 or 32
     device: torch.device,  # where to compute
-) -> bool:
+) -> bool:                 # False on a CPU whatever was asked for
     "Whether to compute in 16 bits."
     if precision not in (16, 32): raise CurateError(f'lightly.trainer.precision is {precision}, allowed is 16 or 32')
     if precision == 16 and device.type == 'cpu': logger.info('precision 16 is not used on a CPU: embedding in float32')
@@ -55,8 +56,7 @@ def count_workers(
     n_workers: int,  # lightly.loader.num_workers, -1: one for each core
 ) -> int:            # threads, at least 1
     "Number of threads that read and decode."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return cores if n_workers == -1 else max(1, n_workers)
+    return count_cores() if n_workers == -1 else max(1, n_workers)
 
 # %% ../../nbs/40_embed/41_embed.ipynb #b338f1b3
 @contextmanager
@@ -86,7 +86,7 @@ def embed_batch(
 def run_batches(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64 rows to embed, at least one
-    backbone: Backbone,
+    backbone: Backbone,     # from `load_backbone`; its module is copied, not changed
     input_dir: Path,        # folder that `path` is relative to
     batch_size: int,        # pictures at a time
     n_workers: int,         # threads that decode, at least 1
@@ -95,7 +95,7 @@ def run_batches(
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:  # (k, d) float32; (k,) int64 rows; row = reason, for the others
     "Embed rows of the table."
     device = choose_device()
-    half, n_compute = is_half(precision, device), count_workers(-1) if device.type == 'cpu' else 1
+    half, n_compute = is_half(precision, device), count_cores() if device.type == 'cpu' else 1
     module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
     emb, done, failed, waited_s, begun = [], [], {}, 0., time.perf_counter()
     def compute(batch: Batch) -> tuple[Batch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, half)
@@ -111,6 +111,14 @@ def run_batches(
     return np.concatenate(emb), np.concatenate(done), failed
 
 # %% ../../nbs/40_embed/41_embed.ipynb #a7be4d8e
+def backbone_words(
+    backbone: Backbone,  # from `load_backbone`
+) -> str:                # part of a sentence
+    "A backbone in words, for the log."
+    source = backbone.origin.rpartition(' (')[0] or backbone.origin
+    who = 'the built-in backbone' if backbone.sha256 == BUILTIN_SHA256 else f'the {backbone.name} of {source}'
+    return f'{who} ({backbone.n_features} features, {backbone.input_size} px)'
+
 def mark_failed(
     samples: pd.DataFrame,   # sample table
     failed: dict[int, str],  # row = reason
@@ -118,12 +126,13 @@ def mark_failed(
     "Mark rows whose file could not be read."
     if not failed: return samples
     rows = np.array(sorted(failed), dtype=np.int64)
-    logger.warning('%d files could not be read, first %s: %s', len(rows), samples['filename'][rows[0]], failed[int(rows[0])])
+    logger.warning('%s could not be read, first %s: %s', counted(len(rows), 'file'), samples['filename'][rows[0]], failed[int(rows[0])])
     kept = samples['duplicate_of'].isin(rows)
     if kept.any():
         row = int(samples.loc[kept, 'duplicate_of'].iloc[0])
-        raise InputError(f'{samples["filename"][row]} was kept in place of {int((samples["duplicate_of"] == row).sum())} duplicates and '
-                         f'can no longer be read ({failed[row]}): the input folder changed during the run; start the run again')
+        raise InputError(f'{samples["filename"][row]} was kept in place of {counted(int((samples["duplicate_of"] == row).sum()), "duplicate")} and '
+                         f'can no longer be read ({failed[row]}): the input folder changed during the run; start a new run in another '
+                         'run_directory')
     return with_columns(samples, rows, status='corrupt', reason=[failed[int(o)] for o in rows])
 
 def embed(
@@ -138,11 +147,11 @@ def embed(
     "Embed every available sample."
     rows = available(samples)
     if not len(rows): raise InputError(f'none of the {len(samples)} samples is available for embedding: all are corrupt or duplicates')
-    logger.info('embedding %d images with %s', len(rows), backbone.origin)
+    logger.info('embedding %s with %s', counted(len(rows), 'image'), backbone_words(backbone))
     begun = time.perf_counter()
     emb, done, failed = run_batches(samples, rows, backbone, input_dir, batch_size, count_workers(n_workers), precision, max_pixels)
     if not len(done):
         row = int(rows[0])
         raise InputError(f'none of {len(rows)} files could be read, first {samples["filename"][row]}: {failed[row]}')
-    logger.info('embedded %d images in %.1f s, %d failed', len(done), time.perf_counter() - begun, len(failed))
+    logger.info('embedded %s in %.1f s, %s failed', counted(len(done), 'image'), time.perf_counter() - begun, f'{len(failed):,}')
     return mark_failed(samples, failed), Vectors(emb, done)

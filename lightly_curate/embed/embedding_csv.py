@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -21,9 +21,9 @@ from ..core.progress import logger
 from ..core.rundir import replacing
 
 # %% auto #0
-__all__ = ['PLAIN', 'BLOCK_NUMBERS', 'NOT_READ', 'join_numbers', 'quote', 'write_embeddings', 'embedding_columns',
-           'EmbeddingTable', 'read_number', 'read_slowly', 'read_fast', 'check_table', 'read_embeddings',
-           'read_parquet', 'read_npy']
+__all__ = ['PLAIN', 'BLOCK_NUMBERS', 'NOT_READ', 'join_numbers', 'quote', 'write_embeddings', 'missing_numbers', 'is_text',
+           'shown', 'embedding_columns', 'EmbeddingTable', 'read_number', 'read_lines', 'read_slowly', 'read_fast',
+           'check_table', 'read_embeddings', 'parquet_columns', 'holds', 'read_parquet', 'read_npy']
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #6bfdac67
 PLAIN = (1e-3, 1e5)  # sizes between which numpy and Arrow write the same text, if there is a fraction
@@ -76,12 +76,35 @@ def write_embeddings(
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ce3ccce7
 NOT_READ = ('masked', 'selected')  # columns that would change the selection
 
+def missing_numbers(
+    columns: Sequence[str],  # (d,) names embedding_0, embedding_1, ... in any order
+) -> list[str]:             # those of embedding_0 ... embedding_<d-1> that are not there
+    "Gaps in the numbers of the embedding's columns."
+    return [o for o in (f'embedding_{k}' for k in range(len(columns))) if o not in set(columns)]
+
+def is_text(
+    text: str,  # undecodable bytes as surrogates
+) -> bool:      # False when bytes were no UTF-8
+    "Whether a text can be written as UTF-8."
+    try: text.encode('utf-8')
+    except UnicodeEncodeError: return False
+    return True
+
+def shown(
+    text: str,  # from a file, of any length, undecodable bytes as surrogates
+) -> str:       # one short line in quotes
+    "A text of a file as it is quoted in a message."
+    text = ascii(text) if not is_text(text) else repr(text)
+    return text if len(text) <= 80 else f'{text[:40]} ... {text[-30:]} ({len(text):,} characters)'
+
 def embedding_columns(
     header: list[str],  # names of the columns
     file: str,          # name of the file, for messages
 ) -> slice:             # columns that hold the embedding; the one after them holds the labels
     "Check the header of an embedding file."
     def refuse(text: str) -> None: raise EmbeddingsError(f'{file}, line 1: {text}')
+    foreign = [o for o in header if not o.isascii() and not is_text(o)]
+    if foreign: refuse(f'the column name {shown(foreign[0])} is not valid UTF-8; rename the column')
     padded = [o for o in header if o != o.strip()]
     if padded: refuse(f'the column name {padded[0]!r} begins or ends with a blank, allowed is none')
     if not header or header[0] != 'filenames': refuse(f'the first column is {(header or [""])[0]!r}, needed is filenames')
@@ -96,6 +119,8 @@ def embedding_columns(
     late = [o for o in header[end:] if re.fullmatch(r'embedding_\d+', o)]
     if late: refuse(f'the column {late[0]} stands behind labels, allowed is before')
     if end == 1: refuse('there is no embedding between filenames and labels, needed is embedding_0 at least')
+    gaps = missing_numbers(header[1:end])
+    if gaps: refuse(f'there are {end - 1} columns of the embedding, but none is {gaps[0]}, needed are embedding_0 to embedding_{end - 2}')
     if header[end + 1:]: logger.info('%s: columns behind labels are not used: %s', file, ', '.join(header[end + 1:]))
     return slice(1, end)
 
@@ -116,59 +141,74 @@ def read_number(
     try:
         number = kind(text)
     except ValueError:
-        raise EmbeddingsError(f'{where}: {text!r} is not {"a number" if kind is float else "a whole number"}') from None
-    if '_' in text: raise EmbeddingsError(f'{where}: {text!r} is not a number')
-    if not np.isfinite(np.float32(number)):
-        raise EmbeddingsError(f'{where}: {text} is not finite in float32, allowed is every number up to 3.4e38')
+        raise EmbeddingsError(f'{where}: {shown(text)} is not {"a number" if kind is float else "a whole number"}') from None
+    if '_' in text: raise EmbeddingsError(f'{where}: {shown(text)} is not a number')
+    if kind is int and not -2**63 <= number < 2**63: raise EmbeddingsError(f'{where}: {shown(text)} is too large, allowed is what fits 64 bits')
+    with np.errstate(over='ignore'): single = np.float32(number)
+    if not np.isfinite(single):
+        raise EmbeddingsError(f'{where}: {shown(text)} is not finite in float32, allowed is every number up to 3.4e38')
     return number
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #30aecbc8
-def read_slowly(
+def read_lines(
     path: Path,  # .csv
-) -> EmbeddingTable:
-    "Read lightly's embedding file line by line."
-    filenames, numbers, labels = [], [], []
+) -> Iterator[tuple[int, list[str]]]:  # number of the line a record ends on, its fields
+    "Records of a CSV, or `EmbeddingsError` where the csv module gives up."
     with path.open(newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
         lines = csv.reader(file)
-        header = next(lines, [])
-        columns = embedding_columns(header, path.name)
-        for line in lines:
-            where = f'{path.name}, line {lines.line_num}'
-            if not line: raise EmbeddingsError(f'{where}: the line is empty, allowed is one sample a line')
-            if len(line) != len(header): raise EmbeddingsError(f'{where}: {len(line)} columns, needed are the {len(header)} of line 1')
-            filenames.append(line[0])
-            cells = zip(line[columns], header[columns], strict=True)
-            numbers.append(np.array([read_number(o, float, f'{where}, column {name}') for o, name in cells], dtype=np.float32))
-            labels.append(read_number(line[columns.stop], int, f'{where}, column labels'))
+        try:
+            for line in lines: yield lines.line_num, line
+        except csv.Error as error:
+            raise EmbeddingsError(f'{path.name}, line {lines.line_num}: {error}; allowed is a field of up to {csv.field_size_limit():,} '
+                                  'characters, and quotation marks come in pairs') from None
+
+def read_slowly(
+    path: Path,  # .csv
+) -> EmbeddingTable:  # in the order of the file
+    "Read lightly's embedding file line by line."
+    filenames, numbers, labels = [], [], []
+    lines = read_lines(path)
+    _, header = next(lines, (1, []))
+    columns = embedding_columns(header, path.name)
+    for line_number, line in lines:
+        where = f'{path.name}, line {line_number}'
+        if not line: raise EmbeddingsError(f'{where}: the line is empty, allowed is one sample a line')
+        if len(line) != len(header): raise EmbeddingsError(f'{where}: {len(line)} columns, needed are the {len(header)} of line 1')
+        if not is_text(line[0]): raise EmbeddingsError(f'{where}: the filename {shown(line[0])} is not valid UTF-8; save the file as UTF-8')
+        filenames.append(line[0])
+        cells = zip(line[columns], header[columns], strict=True)
+        numbers.append(np.array([read_number(o, float, f'{where}, column {name}') for o, name in cells], dtype=np.float32))
+        labels.append(read_number(line[columns.stop], int, f'{where}, column labels'))
     emb = np.array(numbers, dtype=np.float32).reshape(len(numbers), columns.stop - columns.start)
-    return EmbeddingTable(filenames, emb, np.array(labels, dtype=np.int64))
+    by_number = np.argsort([int(o.removeprefix('embedding_')) for o in header[columns]])
+    return EmbeddingTable(filenames, np.take(emb, by_number, axis=1), np.array(labels, dtype=np.int64))
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ba9908b8
 def read_fast(
     path: Path,  # .csv
 ) -> EmbeddingTable | None:  # None: look closer
     "Read lightly's embedding file if there is nothing wrong with it."
-    with path.open(newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
-        header = next(csv.reader(file), [])
+    _, header = next(read_lines(path), (1, []))
     columns = embedding_columns(header, path.name)
     types = {o: pa.float32() for o in header[columns]} | {'filenames': pa.string(), 'labels': pa.int64()}
     parse = pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
     convert = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
     try:
         found = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid:
+    except pa.ArrowException:
         return None
     if any(found[o].null_count for o in types): return None
     emb = np.empty((len(found), columns.stop - columns.start), dtype=np.float32)
-    for k, name in enumerate(header[columns]): emb[:, k] = found[name].to_numpy()
-    if not np.isfinite(emb).all(): return None
-    return EmbeddingTable(found['filenames'].to_pylist(), emb, found['labels'].to_numpy())
+    for k in range(emb.shape[1]): emb[:, k] = found[f'embedding_{k}'].to_numpy()
+    filenames = found['filenames'].to_pylist()
+    if not np.isfinite(emb).all() or max(map(len, filenames), default=0) > csv.field_size_limit(): return None
+    return EmbeddingTable(filenames, emb, found['labels'].to_numpy())
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #709d7c18
 def check_table(
-    table: EmbeddingTable,
-    file: str,     # its name, for messages
-) -> EmbeddingTable:
+    table: EmbeddingTable,  # n samples as read, (n, d) float32
+    file: str,              # its name, for messages
+) -> EmbeddingTable:        # the same object
     "The table itself if it has rows, unique names and finite values."
     if not table.filenames: raise EmbeddingsError(f'{file} holds no sample, needed is one at least')
     name, n = Counter(table.filenames).most_common(1)[0]
@@ -182,38 +222,79 @@ def check_table(
 
 def read_embeddings(
     path: Path,  # .csv of lightly's, or .parquet
-) -> EmbeddingTable:
+) -> EmbeddingTable:  # in the order of the file, which means nothing: match by filename
     "Read a file of embeddings."
     path = Path(path)
     if not path.is_file(): raise EmbeddingsError(f'embeddings is {path}, which is not a file')
     if path.suffix.lower() == '.csv': return check_table(read_fast(path) or read_slowly(path), path.name)
-    if path.suffix.lower() in ('.parquet', '.pq'): return check_table(read_parquet(path), path.name)
+    if path.suffix.lower() == '.parquet': return check_table(read_parquet(path), path.name)
     raise EmbeddingsError(f'embeddings is {path.name}, allowed is .csv of the layout of lightly, .parquet or .npy')
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #44a89c73
-def read_parquet(
-    path: Path,  # .parquet
-) -> EmbeddingTable:
-    "Read embeddings from Parquet."
-    try:
-        found = pa.parquet.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise EmbeddingsError(f'{path.name} is not a Parquet file ({error})') from error
-    names = found.column_names
+def parquet_columns(
+    schema: pa.Schema,  # of the file
+    file: str,          # its name, for messages
+) -> list[str]:         # ['embedding'] or ['embedding_0', 'embedding_1', ...], sorted by number
+    "Check the columns of a Parquet file."
+    names, where = schema.names, f'{file}, column '
+    twice = [o for o, n in Counter(names).items() if n > 1]
+    if twice: raise EmbeddingsError(f'{where}{twice[0]}: it comes {names.count(twice[0])} times, allowed is once')
     columns = sorted((o for o in names if re.fullmatch(r'embedding_\d+', o)), key=lambda o: int(o.split('_')[1]))
     if 'filenames' not in names or bool(columns) == ('embedding' in names):
-        raise EmbeddingsError(f'{path.name} has the columns {", ".join(names)}, needed are filenames and either embedding or '
+        raise EmbeddingsError(f'{file} has the columns {", ".join(names)}, needed are filenames and either embedding or '
                               'embedding_0, embedding_1, ...')
-    holes = [o for o in names if found[o].null_count]
-    if holes: raise EmbeddingsError(f'{path.name}, column {holes[0]}: {found[holes[0]].null_count} values are missing')
-    lists = found['embedding'].to_pylist() if 'embedding' in names else None
-    if lists is not None and len({len(o) for o in lists}) > 1:
-        raise EmbeddingsError(f'{path.name}, column embedding: lists of {sorted({len(o) for o in lists})} numbers, needed is one length')
-    emb = np.array(lists, dtype=np.float32) if lists is not None else np.stack([found[o].to_numpy() for o in columns], axis=1)
-    labels = found['labels'].to_numpy().astype(np.int64) if 'labels' in names else None
-    return EmbeddingTable(found['filenames'].to_pylist(), emb.astype(np.float32), labels)
+    gaps = missing_numbers(columns)
+    if gaps: raise EmbeddingsError(f'{where}{gaps[0]}: it is missing, needed are embedding_0 to embedding_{len(columns) - 1}')
+    unread = [o for o in names if o in NOT_READ]
+    if unread: raise EmbeddingsError(f'{where}{unread[0]}: not read by this version, and it would change the selection; take it out')
+    needed = {'filenames': 'text', 'labels': 'whole numbers'} | dict.fromkeys(columns, 'numbers') | {'embedding': 'lists of numbers'}
+    for name in (o for o in needed if o in names):
+        if not holds(schema.field(name).type, needed[name]):
+            raise EmbeddingsError(f'{where}{name}: it holds {schema.field(name).type}, needed are {needed[name]}')
+    return columns or ['embedding']
 
-# %% ../../nbs/40_embed/42_embedding_csv.ipynb #de6d56e0
+def holds(
+    kind: pa.DataType,  # of a column
+    needed: str,        # 'text', 'whole numbers', 'numbers' or 'lists of numbers'
+) -> bool:              # also for a column of dictionary-encoded text
+    "Whether a column is of the type that is needed."
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if needed == 'numbers': return is_number
+    if needed == 'whole numbers': return pa.types.is_integer(kind)
+    if needed == 'text':
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and holds(kind.value_type, 'numbers')
+
+# %% ../../nbs/40_embed/42_embedding_csv.ipynb #4efbd21b
+def read_parquet(
+    path: Path,  # .parquet
+) -> EmbeddingTable:  # in the order of the file, labels None when it has none
+    "Read embeddings from Parquet."
+    try:
+        schema = pa.parquet.read_schema(path)
+        columns = parquet_columns(schema, path.name)
+        found = pa.parquet.read_table(path, columns=[o for o in ('filenames', *columns, 'labels') if o in schema.names])
+        filenames = found['filenames'].to_pylist()
+    except UnicodeDecodeError:
+        raise EmbeddingsError(f'{path.name}, column filenames: a name is not valid UTF-8; rename the file') from None
+    except (pa.ArrowException, OSError) as error:
+        raise EmbeddingsError(f'{path.name} is not a Parquet file, or is damaged ({str(error)[:200]}); write it again') from error
+    holes = [o for o in found.column_names if found[o].null_count]
+    if holes: raise EmbeddingsError(f'{path.name}, column {holes[0]}: {found[holes[0]].null_count} values are missing')
+    lists = found['embedding'].to_pylist() if columns == ['embedding'] else None
+    if lists is not None and (len({len(o) for o in lists}) > 1 or [] in lists):
+        raise EmbeddingsError(f'{path.name}, column embedding: lists of {sorted({len(o) for o in lists})} numbers, needed is one length above 0')
+    with np.errstate(over='ignore'):
+        if lists is not None: emb = np.array(lists, dtype=np.float32)
+        else: emb = np.stack([found[o].to_numpy().astype(np.float32) for o in columns], axis=1)
+    labels = found['labels'].to_numpy() if 'labels' in found.column_names else None
+    if labels is not None and (labels > 2**63 - 1).any():
+        raise EmbeddingsError(f'{path.name}, column labels: {labels.max()} is too large, allowed is what fits 64 bits')
+    return EmbeddingTable(filenames, emb, labels if labels is None else labels.astype(np.int64))
+
+# %% ../../nbs/40_embed/42_embedding_csv.ipynb #1e6ac474
 def read_npy(
     path: Path,   # .npy, (n, d) of floats
     n_rows: int,  # samples found by the scan
@@ -230,7 +311,7 @@ def read_npy(
     if len(x) != n_rows:
         raise EmbeddingsError(f'{path.name} has {len(x)} rows and the input folder {n_rows} samples, needed are as many; without '
                               'names rows belong to samples in the order of the scan')
-    x = x.astype(np.float32)
+    with np.errstate(over='ignore'): x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad): raise EmbeddingsError(f'{path.name}, row {bad[0]}: a value is not finite in float32')
     return x

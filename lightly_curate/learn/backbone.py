@@ -7,19 +7,21 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 import torch
 from torch import nn
+from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE
 from ..core.errors import WeightsError
 from ..core.progress import logger
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'RESNETS', 'PREFIXES', 'LIGHTLY_MARK', 'BUILTIN_MARK', 'BUILTIN_SHA256',
            'LIGHTLY_INPUT_SIZE', 'Backbone', 'ResidualBlock', 'builtin_module', 'lightly_module', 'read_checkpoint',
-           'backbone_state', 'Architecture', 'find_architecture', 'check_request', 'fill', 'builtin_weights',
-           'read_backbone', 'load_backbone']
+           'backbone_state', 'Architecture', 'odd_kind', 'n_channels', 'find_architecture', 'check_request', 'fill',
+           'builtin_weights', 'own_input_size', 'read_backbone', 'load_backbone']
 
 # %% ../../nbs/30_learn/31_backbone.ipynb #d3957395
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue in 0 to 1; the constants of torchvision and lightly
@@ -43,7 +45,7 @@ def _conv(
     n_out: int,      # channels out
     size: int,       # side of the kernel, 1 or 3
     stride: int = 1, # 2 halves the picture
-) -> nn.Sequential:
+) -> nn.Sequential:  # (b, n_in, h, w) -> (b, n_out, h/stride, w/stride)
     "Convolution and batch norm."
     return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False), nn.BatchNorm2d(n_out))
 
@@ -112,14 +114,20 @@ def read_checkpoint(
     if not path.is_file():
         raise WeightsError(f'checkpoint {path.name} is not there: {_list_folder(path.parent)}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         if named is None: raise WeightsError(f'{path.name} is not a checkpoint that torch can read') from error
         raise WeightsError(f'{path.name} needs code to be run when read ({named[1]}), which is refused: a checkpoint may hold '
                            'tensors, numbers, text, lists and dicts; save its state_dict alone') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f'{path.name} is not a checkpoint that torch can read, or it is cut short ({error})') from error
+    except PermissionError as error:
+        raise WeightsError(f'{path.name} cannot be read (permission denied); make it readable') from error
+    except Exception as error:
+        if 'TorchScript' in str(error):
+            raise WeightsError(f'{path.name} is a TorchScript program, needed is a checkpoint; save the state_dict alone') from error
+        raise WeightsError(f'{path.name} is not a checkpoint that torch can read, or it is cut short; give a file that torch.save wrote') from error
     if not isinstance(content, dict):
         raise WeightsError(f'{path.name} holds a {type(content).__name__}, needed is a dict with the entry state_dict')
     return content
@@ -135,11 +143,14 @@ def backbone_state(
     "The backbone's part of a checkpoint."
     state = content.get('state_dict', content)
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    nameless = [k for k in state if not isinstance(k, str)]
+    if nameless: raise WeightsError(f'{name} has a layer under the {type(nameless[0]).__name__} {str(nameless[0])[:40]}, needed are names; '
+                                    'save the state_dict of the module as it is')
     for prefix in PREFIXES:
         found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if any(mark in found and found[mark].ndim == n for mark, n in ((LIGHTLY_MARK, 4), (BUILTIN_MARK, 2))):
             ignored = sorted({k.removeprefix('model.').split('.')[0] for k in state if not k.startswith(prefix)})
-            if ignored: logger.info('%s: layers outside of the backbone are not used: %s', name, ', '.join(ignored))
+            if ignored: logger.debug('%s: layers outside of the backbone are not used: %s', name, ', '.join(ignored))
             return found
     first = ', '.join(list(state)[:3]) or 'no tensors'
     raise WeightsError(f'{name} has no backbone that is known here: found {len(state)} layers ({first} ...), known are the layouts '
@@ -154,12 +165,35 @@ class Architecture:
     width: float   # factor on the number of channels
     num_ftrs: int  # length d of an embedding
 
+def odd_kind(
+    tensor: torch.Tensor,  # of a checkpoint
+) -> str | None:           # e.g. 'sparse', None for plain numbers in memory
+    "Why the values of a tensor cannot be weights."
+    if tensor.is_meta: return 'on the meta device, that is without values'
+    if tensor.is_nested or tensor.layout != torch.strided: return 'sparse'
+    if tensor.is_quantized: return 'quantized'
+    return 'complex' if tensor.is_complex() else None
+
+def n_channels(
+    state: dict[str, torch.Tensor],  # from `backbone_state`
+    layer: str,                      # name of a layer in it
+    n_dims: int,                     # that its weights must have
+    file: str,                       # name of the file, for messages
+) -> int:                            # first number of its shape, at least 1
+    "Number of channels that a layer gives."
+    shape = tuple(state[layer].shape)
+    if len(shape) != n_dims or not all(shape):
+        raise WeightsError(f'{file}: the layer {layer} has the shape {shape}, needed are {n_dims} numbers above 0; it is not whole')
+    return shape[0]
+
 def find_architecture(
     state: dict[str, torch.Tensor],  # from `backbone_state`
     file: str,                       # name of the file, for messages
-) -> Architecture:
+) -> Architecture:                   # name, width and num_ftrs; read from shapes alone
     "Architecture that fits a state dict."
-    if BUILTIN_MARK in state: return Architecture('builtin', 1, len(state[BUILTIN_MARK]))
+    odd = [f'{k} is {odd_kind(v)}' for k, v in state.items() if odd_kind(v)]
+    if odd: raise WeightsError(f'{file}: {odd[0]} ({len(odd)} such in all), needed are plain numbers; save them as dense floats')
+    if BUILTIN_MARK in state: return Architecture('builtin', 1, n_channels(state, BUILTIN_MARK, 2, file))
     if '1.weight' not in state:
         raise WeightsError(f'{file} lacks the first convolution (backbone.1.weight): it is not whole')
     blocks = tuple(len({k.split('.')[1] for k in state if k.startswith(f'{stage}.')}) for stage in (3, 4, 5, 6))
@@ -167,7 +201,8 @@ def find_architecture(
     names = [name for name, o in RESNETS.items() if o == kind]
     if not names:
         raise WeightsError(f'{file} has {blocks} blocks in its four stages, which is none of {", ".join(RESNETS)}')
-    return Architecture(names[0], len(state['1.weight'])/64, len(state[LIGHTLY_MARK]))
+    if LIGHTLY_MARK not in state: raise WeightsError(f'{file} lacks the last convolution (backbone.{LIGHTLY_MARK}): it is not whole')
+    return Architecture(names[0], n_channels(state, '1.weight', 4, file)/64, n_channels(state, LIGHTLY_MARK, 4, file))
 
 # %% ../../nbs/30_learn/31_backbone.ipynb #5e47156f
 def check_request(
@@ -175,14 +210,14 @@ def check_request(
     file: str,            # its name
     name: str,            # model.name, 'auto': whatever the checkpoint holds
     num_ftrs: int,        # model.num_ftrs, -1: whatever the checkpoint holds
-    width: float,         # model.width, 1 with name 'auto': whatever the checkpoint holds
+    width: float,         # model.width, 1: whatever the checkpoint holds
 ) -> None:
     "Refuse a request that contradicts the checkpoint."
     faults = []
     if name not in ('auto', found.name): faults.append(f'lightly.model.name is {name}, {file} holds {found.name}')
     if num_ftrs not in (-1, found.num_ftrs):
         faults.append(f'lightly.model.num_ftrs is {num_ftrs}, {file} holds {found.num_ftrs}')
-    if width != found.width and (name, width) != ('auto', 1):
+    if width not in (1, found.width):
         faults.append(f'lightly.model.width is {width:g}, {file} holds {found.width:g}')
     if faults: raise WeightsError('; '.join(faults) + '; leave the key out and it is taken from the checkpoint')
 
@@ -197,7 +232,10 @@ def fill(
     both = [k for k in own if k in state]
     for what, keys in (('missing', [k for k in own if k not in state]), ('not known', [k for k in state if k not in own]),
                        ('of another shape', [k for k in both if state[k].shape != own[k].shape]),
-                       ('not finite', [k for k in both if not torch.isfinite(state[k].float()).all()])):
+                       ('of whole numbers', [k for k in both if own[k].is_floating_point() and not state[k].is_floating_point()]),
+                       ('not finite', [k for k in both if not torch.isfinite(state[k].float()).all()]),
+                       ('all zero', [k for k in both if own[k].ndim > 1 and not state[k].float().any()]),
+                       ('with a negative variance', [k for k in both if k.endswith('running_var') and (state[k].float() < 0).any()])):
         if keys: faults.append(f'{len(keys)} {what} ({", ".join(keys[:3])}{" ..." if len(keys) > 3 else ""})')
     if faults: raise WeightsError(f'{file} does not fit: of {len(own)} layers, {"; ".join(faults)}')
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
@@ -212,6 +250,18 @@ def builtin_weights() -> Path:
     return Path(str(files('lightly_curate.learn')/'weights'/'builtin-1.pt'))
 
 # %% ../../nbs/30_learn/31_backbone.ipynb #96a2d28d
+def own_input_size(
+    content: dict,  # of a checkpoint
+    file: str,      # its name, for messages
+) -> int:           # pixels, `LIGHTLY_INPUT_SIZE` where the checkpoint does not say
+    "Input size that a checkpoint asks for."
+    size = content.get('input_size', LIGHTLY_INPUT_SIZE)
+    if type(size) is int and MIN_INPUT_SIZE <= size <= MAX_INPUT_SIZE: return size
+    said = repr(size) if isinstance(size, (int, float, str, type(None))) else f'a {type(size).__name__}'
+    raise WeightsError(f'{file} has the input_size {said[:40]}, allowed is a whole number from {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE}; '
+                       'set lightly.collate.input_size')
+
+# %% ../../nbs/30_learn/31_backbone.ipynb #81f3da4a
 def read_backbone(
     path: Path,       # file with weights
     origin: str,      # where they are from, for the report; {} is replaced by the architecture
@@ -219,7 +269,7 @@ def read_backbone(
     num_ftrs: int,    # likewise
     width: float,     # likewise
     input_size: int,  # pixels, -1: that of the weights
-) -> Backbone:
+) -> Backbone:        # filled, in eval mode, on the CPU
     "Backbone from a file."
     content = read_checkpoint(path)
     state = backbone_state(content, path.name)
@@ -228,7 +278,7 @@ def read_backbone(
     is_builtin = found.name == 'builtin'
     empty = builtin_module(found.num_ftrs) if is_builtin else lightly_module(found.name, found.width, found.num_ftrs)
     module = fill(empty, state, path.name)
-    size = input_size if input_size != -1 else int(content.get('input_size', LIGHTLY_INPUT_SIZE))
+    size = input_size if input_size != -1 else own_input_size(content, path.name)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     text = origin.format(f'{found.name}, width {found.width:g}, {found.num_ftrs} features')
     return Backbone(module, found.name, found.num_ftrs, size, text, sha256)
@@ -238,14 +288,15 @@ def load_backbone(
     name: str = 'auto',              # 'auto', 'builtin' or one of `RESNETS`
     checkpoint: Path | None = None,  # file with weights, None: the ones that ship
     num_ftrs: int = -1,              # length d of an embedding, -1: that of the weights
-    width: float = 1,                # factor on the number of channels, 1 with 'auto': that of the weights
+    width: float = 1,                # factor on the number of channels, 1: that of the weights
     input_size: int = -1,            # pixels, -1: that of the weights
-) -> Backbone:
+) -> Backbone:                       # filled, in eval mode, on the CPU
     "Backbone with weights from a checkpoint, or the built-in one."
     if name not in ('auto', 'builtin', *RESNETS):
         raise WeightsError(f'lightly.model.name is {name}, allowed is auto, builtin, {", ".join(RESNETS)}')
-    if input_size != -1 and input_size < 16:
-        raise WeightsError(f'lightly.collate.input_size is {input_size}, allowed is 16 pixels or more, or -1 for that of the weights')
+    if input_size != -1 and input_size < MIN_INPUT_SIZE:
+        raise WeightsError(f'lightly.collate.input_size is {input_size}, allowed is {MIN_INPUT_SIZE} pixels or more, or -1 for '
+                           'that of the weights')
     if checkpoint is not None:
         file = Path(checkpoint)
         return read_backbone(file, f'checkpoint {file.name.replace("{", "{{").replace("}", "}}")} ({{}})', name, num_ftrs, width, input_size)

@@ -4,27 +4,52 @@
 
 # %% ../../nbs/70_report/76_page.ipynb #4c544dc8
 from __future__ import annotations
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from ..core.config import ACTING, leaves
 from ..core.errors import ReportError
 from ..core.rundir import RunDir
 from .plots import plot_counts, png, side_by_side
 from .report import Report
 
 # %% auto #0
-__all__ = ['SHOWN_OF_LIGHTLY', 'MARKUP', 'spoken', 'counted', 'summary', 'ending', 'table', 'key_numbers', 'distance_table',
-           'listed', 'corrupt_files', 'duplicate_groups', 'folder_counts', 'digits', 'savings_table', 'stage_table',
-           'origin_table', 'flatten', 'config_table', 'fenced', 'noticed', 'counts_bar', 'picture', 'pair_pictures',
-           'check_report']
+__all__ = ['MARKUP', 'PAIRS', 'SAVINGS', 'escaped', 'data_name', 'heading', 'spoken', 'counted', 'summary', 'ending', 'table',
+           'key_numbers', 'distance_table', 'listed', 'explain_cleaning', 'corrupt_files', 'duplicate_groups',
+           'folder_counts', 'digits', 'estimate', 'savings_table', 'stage_table', 'origin_table', 'typed',
+           'config_table', 'fenced', 'noticed', 'counts_bar', 'picture', 'pair_pictures', 'histograms', 'maps',
+           'savings_part', 'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
+MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a name may hold any
+
+def escaped(
+    text: str,  # any text
+) -> str:       # markdown that shows it
+    "Text without its meaning as markup."
+    return re.sub(MARKUP, r'\\\g<0>', text)
+
+def data_name(
+    report: Report,  # what is in report.json
+) -> str:            # name of a folder or file, '' when the configuration tells none
+    "What the data set is called."
+    key = 'input_dir' if report['job']['source'] == 'images' else 'embeddings'
+    return ' '.join(PurePosixPath(str(report['job']['config'].get(key) or '')).name.split())
+
+def heading(
+    report: Report,  # what is in report.json
+) -> str:            # markdown: title, date
+    "Title of the page and the date of the run."
+    name = data_name(report)
+    title = f'# Curation report – {escaped(name)}' if name else '# Curation report'
+    return f'{title}\n\nRun of {report["job"]["started_at"]}'
+
+# %% ../../nbs/70_report/76_page.ipynb #94ddc752
 def spoken(
     seconds: float,  # at least 0
 ) -> str:            # '4.2 s', '3 min 5 s', '2 h 10 min'
@@ -48,10 +73,10 @@ def summary(
     counts, share = report['counts'], report['shares']['sampled']
     of = f' ({share:.0%} of those available)' if share is not None else ''
     text = f'Of {counted(counts["input"], "image")}, **{counts["sampled"]:,} were selected**{of} ' \
-           f'and {counts["removed"]:,} left out.'
+           f'and {counts["removed"]:,} removed.'
     if counts['corrupt'] or counts['duplicate']:
-        text += f' Before that, {counts["corrupt"]:,} could not be read ' \
-                f'and {counts["duplicate"]:,} were exact copies of others.'
+        text += f' Not available for the selection were {counts["corrupt"]:,} unreadable ' \
+                f'and {counts["duplicate"]:,} exact copies of others.'
     return text
 
 def ending(
@@ -68,7 +93,7 @@ def ending(
         'none': f'No stopping condition was set, so all {sampled} were kept.',
     }[stopping['ended_by']]
     if stopping['covering_distance'] is None: return text
-    return f'{text} No image that was left out is further than {stopping["covering_distance"]:.4f} from a selected one.'
+    return f'{text} No removed image is further than {stopping["covering_distance"]:.4f} from a selected one.'
 
 # %% ../../nbs/70_report/76_page.ipynb #a23533d5
 def table(
@@ -85,13 +110,13 @@ def key_numbers(
     "The strip of numbers at the top."
     counts = report['counts']
     names = {'Images found': 'input', 'Unreadable': 'corrupt', 'Exact copies': 'duplicate', 'Available': 'available',
-             'Selected': 'sampled', 'Left out': 'removed'}
+             'Selected': 'sampled', 'Removed': 'removed'}
     shown = {k: f'{counts[v]:,}' for k, v in names.items()}
-    return pd.DataFrame([{**shown, 'Duration': spoken(report['job']['duration_s'])}])
+    return pd.DataFrame([{**shown, 'Time of all stages': spoken(report['job']['duration_s'])}])
 
 def distance_table(
     report: Report,   # what is in report.json
-) -> pd.DataFrame:    # a line for each statistic, before and after
+) -> pd.DataFrame:    # a line for each statistic, before and after; only before if nothing was removed
     "Statistics of the distances before and after."
     before, after = report['distances']['before'], report['distances']['after']
     rows = [{'': 'Images', 'Before': f'{before["n_samples"]:,}', 'After': f'{after["n_samples"]:,}'}]
@@ -100,7 +125,8 @@ def distance_table(
         values = ('–' if o[key] is None else f'{o[key]:.4f}' for o in (before, after))
         rows.append(dict(zip(('', 'Before', 'After'), (name, *values), strict=True)))
     pairs = (f'{o["n_pairs"]:,}' + ('' if o['exact'] else f' of {o["n_pairs_total"]:,}') for o in (before, after))
-    return pd.DataFrame([*rows, dict(zip(('', 'Before', 'After'), ('Pairs looked at', *pairs), strict=True))])
+    told = pd.DataFrame([*rows, dict(zip(('', 'Before', 'After'), ('Pairs looked at', *pairs), strict=True))])
+    return told if report['counts']['removed'] else told.drop(columns='After')
 
 # %% ../../nbs/70_report/76_page.ipynb #81f22df7
 def listed(
@@ -115,12 +141,24 @@ def listed(
     more = [Markdown(f'The first {len(rows):,} of {n:,} are shown. {rest}')] if n > len(rows) else []
     return [table(pd.DataFrame(rows)), *more]
 
+def explain_cleaning(
+    report: Report,   # what is in report.json
+) -> str:             # markdown
+    "What is kept from the selection, and how it was found."
+    if report['job']['source'] == 'embeddings':
+        return 'The selection had only vectors to look at. Exact copies are samples with the same vector; ' \
+               'the first of them in the order of names is kept, the others never reach the selection.'
+    return 'Unreadable files and exact copies never reach the selection. Exact copies are images whose decoded ' \
+           'pixels, mode and size are the same; the first of them in the order of names is kept.'
+
 def corrupt_files(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display
     "Files that could not be read, with the reason."
     rows = [{'File': o['filename'], 'Reason': o['reason']} for o in report['corrupt']['shown']]
-    return listed(rows, report['corrupt']['n'], 'Every file could be read.',
+    given = report['job']['source'] == 'embeddings'
+    none = 'Embeddings were given, so no image was read to find out.' if given else 'Every file could be read.'
+    return listed(rows, report['corrupt']['n'], none,
                   'All are in `filenames/corrupt_filenames.txt`.')
 
 def duplicate_groups(
@@ -131,9 +169,11 @@ def duplicate_groups(
     for group in report['duplicates']['shown']:
         more = group['n_copies'] - len(group['copies'])
         names = '; '.join(group['copies']) + (f'; and {more:,} more' if more else '')
-        rows.append({'Kept': group['kept'], 'Copies': f'{group["n_copies"]:,}', 'Left out': names})
-    return listed(rows, report['duplicates']['n_groups'], 'No image is an exact copy of another.',
-                  'All are in `filenames/duplicate_filenames.txt`.')
+        rows.append({'Kept': group['kept'], 'Copies': f'{group["n_copies"]:,}', 'Their names': names})
+    none = 'No image is an exact copy of another.'
+    if report['job']['source'] == 'embeddings': none = 'No two samples have the same vector.'
+    if report['job']['config'].get('remove_exact_duplicates') is False: none = 'Exact copies were not looked for.'
+    return listed(rows, report['duplicates']['n_groups'], none, 'All are in `filenames/duplicate_filenames.txt`.')
 
 def folder_counts(
     report: Report,   # what is in report.json
@@ -149,8 +189,14 @@ def digits(
     x: float,  # any
 ) -> str:      # '0.0000308', '1,230', '0'
     "A number with three significant digits and no exponent."
-    if abs(x) >= 1000: return f'{x:,.0f}'
+    if abs(x) >= 1000: return f'{float(f"{x:.3g}"):,.0f}'
     return np.format_float_positional(x, precision=3, fractional=False, trim='-')
+
+def estimate(
+    x: float,  # any
+) -> str:      # '0.00031', '1,200', '0'
+    "A number with the two significant digits that an estimate has."
+    return digits(float(f'{x:.2g}'))
 
 # %% ../../nbs/70_report/76_page.ipynb #e0b92107
 def savings_table(
@@ -158,8 +204,8 @@ def savings_table(
 ) -> pd.DataFrame:    # a line for each task
     "Estimated savings by task."
     return pd.DataFrame([{
-        'Task': o['task'], 'Labelling, USD per image': f'{o["usd_per_image"]:,.2f}', 'Saved, USD': f'{o["usd"]:,.2f}',
-        'Training, kg CO2e per image': digits(o['kg_co2_per_image']), 'Saved, kg CO2e': digits(o['kg_co2']),
+        'Task': o['task'], 'Labelling, USD per image': f'{o["usd_per_image"]:,.2f}', 'Saved, USD': estimate(o['usd']),
+        'Training, kg CO2e per image': digits(o['kg_co2_per_image']), 'Saved, kg CO2e': estimate(o['kg_co2']),
     } for o in report['savings']])
 
 def stage_table(
@@ -167,7 +213,7 @@ def stage_table(
 ) -> pd.DataFrame:    # a line for each stage, and the whole
     "Where the time went."
     rows = [{'Stage': k, 'Time': spoken(v)} for k, v in report['job']['seconds'].items()]
-    return pd.DataFrame([*rows, {'Stage': 'whole run', 'Time': spoken(report['job']['duration_s'])}])
+    return pd.DataFrame([*rows, {'Stage': 'all stages', 'Time': spoken(report['job']['duration_s'])}])
 
 def origin_table(
     report: Report,   # what is in report.json
@@ -182,29 +228,20 @@ def origin_table(
              'Versions': ', '.join(f'{k} {v}' for k, v in report['job']['versions'].items())}
     return pd.DataFrame([{'Fact': k, 'Value': str(v)} for k, v in facts.items() if v is not None])
 
-SHOWN_OF_LIGHTLY = ('lightly.model.name', 'lightly.model.num_ftrs', 'lightly.model.width', 'lightly.collate.input_size',
-    'lightly.loader.batch_size', 'lightly.loader.num_workers', 'lightly.seed')  # the others serve training
-
-def flatten(
-    config: Mapping[str, Any],  # nested
-    prefix: str = '',           # dotted name so far
-) -> dict[str, str]:            # dotted key = value as text
-    "Keys as they are typed on the command line."
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = f'{prefix}{key}'
-        if isinstance(value, Mapping): flat.update(flatten(value, f'{name}.'))
-        elif isinstance(value, str) or value is None: flat[name] = json.dumps(value, ensure_ascii=False)
-        else: flat[name] = str(value)
-    return flat
+def typed(
+    value: Any,  # of a key of the configuration
+) -> str:        # '0.3', 'True', 'null', '[embed,select]', "''"
+    "A value as it is typed on the command line."
+    if value is None: return 'null'
+    if isinstance(value, list): return '[' + ','.join(typed(o) for o in value) + ']'
+    return str(value) if value != '' else "''"
 
 def config_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each key
     "The configuration of the run."
-    flat = flatten(report['job']['config'])
-    shown = [k for k in flat if not k.startswith('lightly.') or k.startswith(SHOWN_OF_LIGHTLY)]
-    return pd.DataFrame({'Key': shown, 'Value': [flat[k] for k in shown]})
+    shown = {k: v for k, v in leaves(report['job']['config']) if not k.startswith('lightly.') or k in ACTING}
+    return pd.DataFrame({'Key': list(shown), 'Value': [typed(o) for o in shown.values()]})
 
 # %% ../../nbs/70_report/76_page.ipynb #9e897604
 def fenced(
@@ -215,14 +252,13 @@ def fenced(
     fence = '`'*max(3, longest + 1)
     return f'{fence}text\n{text}\n{fence}'
 
-MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a notice may name a file
-
 def noticed(
     report: Report,  # what is in report.json
 ) -> list[Any]:      # IPython objects to display, empty without notices
     "What the reader should know, as a list."
     from IPython.display import Markdown
-    lines = ['* ' + re.sub(MARKUP, r'\\\g<0>', o) for o in report['notices']]
+    is_told = report['stopping']['ended_by'] == 'none'  # by `ending`
+    lines = [f'* {escaped(o)}' for o in report['notices'] if not (is_told and 'stopping condition' in o)]
     return [Markdown('**Please note**\n\n' + '\n'.join(lines))] if lines else []
 
 # %% ../../nbs/70_report/76_page.ipynb #5c7f87c4
@@ -232,7 +268,7 @@ def counts_bar(
     "Where the images went, as one bar."
     from IPython.display import Image as Shown
     counts = report['counts']
-    alt = f'Bar: of {counts["input"]:,} images {counts["sampled"]:,} were selected, {counts["removed"]:,} left out, ' \
+    alt = f'Bar: of {counts["input"]:,} images {counts["sampled"]:,} were selected, {counts["removed"]:,} removed, ' \
           f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} unreadable.'
     return Shown(png(plot_counts(counts)), format='png', alt=alt)
 
@@ -251,17 +287,61 @@ def picture(
     side_by_side(pictures[0], pictures[1] if len(pictures) == 2 else None).save(buffer, format='PNG')
     return Shown(buffer.getvalue(), format='png', alt=' '.join(f'{o["title"]}: {o["caption"]}' for o in found))
 
+PAIRS = 'Each pair shows a selected image beside a removed one that it stands for: of all selected images it is the ' \
+    'nearest to the removed one, and of all that it stands for the removed one is the nearest. *If the pairs are very ' \
+    'alike*, more can be removed at little loss. *If they are very different*, too much was removed: ask for more ' \
+    'images with `stopping_condition.n_samples`, or for a smaller `stopping_condition.min_distance`.'
+
 def pair_pictures(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
 ) -> list[Any]:       # IPython objects to display
-    "All pairs that have a picture, two in a row; the others as a table."
+    "All pairs that have a picture, two in a row; the others as a table; before them how to read them."
+    from IPython.display import Markdown
+    if report['counts']['removed'] == 0: return [Markdown('No image was removed.')]
+    if not report['examples']: return [Markdown('No pairs were asked for (`n_example_images=0`).')]
     names = [Path(o['plot']).stem for o in report['examples'] if o['plot']]
     rows = [picture(report, run_dir, names[i:i + 2]) for i in range(0, len(names), 2)]
-    bare = [{'Retained': o['retained'], 'Nearest removed': o['removed'], 'Distance': f'{o["distance"]:.4f}'}
+    bare = [{'Selected': o['retained'], 'Removed': o['removed'], 'Distance': f'{o["distance"]:.4f}'}
             for o in report['examples'] if not o['plot']]
     if bare: rows.append(table(pd.DataFrame(bare)))
-    return rows or listed([], 0, 'Nothing was left out, or no pairs were asked for.', '')
+    return [Markdown(PAIRS), *rows]
+
+# %% ../../nbs/70_report/76_page.ipynb #0d13ac8b
+def histograms(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> Any:             # IPython image with alternative text
+    "The histograms before and after, or the one if nothing was removed."
+    names = ['distance_distr_before', 'distance_distr_after']
+    return picture(report, run_dir, names if report['counts']['removed'] else names[:1])
+
+def maps(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> list[Any]:       # IPython objects to display
+    "All maps, and what they show."
+    from IPython.display import Markdown
+    names = [o['name'] for o in report['plots'] if o['name'].startswith('scatter') and 'overlay' not in o['name']]
+    text = 'The selected images are dark, the removed ones pale; whichever are fewer lie on top.'
+    if report['folders']['n'] > 1:
+        text += ' On the right are the same points by folder.'
+        rows = [[o, f'{o}_no_overlay'] for o in names]
+    else: rows = [names[i:i + 2] for i in range(0, len(names), 2)]
+    return [Markdown(text), *(picture(report, run_dir, o) for o in rows)]
+
+SAVINGS = 'What the removed images would have cost: labelling them, and training a model on them. The figures per ' \
+    'image are those that lightly.ai/report published in 2021 unless the configuration sets others (`savings.*`). ' \
+    'Those of the emission come from the training times of one graphics card and an emission per kilowatt hour after ' \
+    'Strubell et al. 2019 (arXiv:1906.02243). Take them as orders of magnitude.'
+
+def savings_part(
+    report: Report,   # what is in report.json
+) -> list[Any]:       # IPython objects to display
+    "The estimate and where it is from."
+    from IPython.display import Markdown
+    if report['counts']['removed'] == 0: return [Markdown('No image was removed, so nothing was saved.')]
+    return [Markdown(SAVINGS), table(savings_table(report))]
 
 # %% ../../nbs/70_report/76_page.ipynb #18245529
 def check_report(

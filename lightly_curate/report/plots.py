@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 from .stats import DistanceStats
 
 # %% auto #0
-__all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS',
-           'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'BAR_SIZE', 'PARTS', 'styled', 'new_axes', 'png',
-           'known_characters', 'printable', 'densities', 'height_range', 'plot_distances', 'map_axes', 'point_area',
-           'plot_selection', 'plot_labels', 'framed', 'plot_pair', 'plot_counts', 'side_by_side']
+__all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'RASTER_FROM', 'LEGEND_SHARE',
+           'COLOURS', 'MARKERS', 'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'BAR_SIZE', 'PARTS', 'styled', 'new_axes',
+           'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines', 'plot_distances',
+           'map_axes', 'point_area', 'plot_selection', 'plot_labels', 'framed', 'plot_pair', 'plot_counts',
+           'side_by_side']
 
 # %% ../../nbs/70_report/72_plots.ipynb #35c982a4
 SIZE = (4.5, 3.1)  # width, height of a figure, inches
@@ -102,6 +103,19 @@ def height_range(
     if len(heights) == 0: return .1, 10.
     return float(heights.min()/2), float(heights.max()*4)
 
+LABEL_SHARE = .09  # of the width of the axes, that the word at a mark takes
+
+def label_lines(
+    values: tuple[float, ...],  # places of the marks, ascending or nearly so
+    width: float,               # of the axes, in the same unit
+) -> list[int]:                 # line for the word at each mark, 0 is the uppermost
+    "Lines on which the words at marks do not run into each other."
+    lines: list[int] = []
+    for i, value in enumerate(values):
+        taken = {lines[j] for j in range(i) if abs(value - values[j]) < LABEL_SHARE*width}
+        lines.append(min(set(range(len(values))) - taken))
+    return lines
+
 def plot_distances(
     stats: DistanceStats,                       # of the set
     title: str,                                 # e.g. 'Histogram of Input Data'
@@ -113,10 +127,12 @@ def plot_distances(
         axes = new_axes(title, 'Distance', 'Frequency (log)')
         axes.stairs(np.maximum(densities(stats), bottom), stats.edges, baseline=bottom, fill=True, color=BLUE)
         axes.set(yscale='log', ylim=(bottom, top), xlim=(0, stats.edges[-1]))
-        for name, value in (('10%', stats.p10), ('mean', stats.mean), ('90%', stats.p90)):
+        marks = (stats.p10, stats.mean, stats.p90)
+        for name, value, line in zip(('10%', 'mean', '90%'), marks, label_lines(marks, stats.edges[-1]), strict=True):
             if np.isnan(value): continue
             axes.axvline(value, color=INK, linewidth=.8, linestyle='--')
-            axes.annotate(name, (value, 1), (2, -2), ('data', 'axes fraction'), 'offset points', fontsize=8, va='top')
+            axes.annotate(name, (value, 1), (2, -2 - 11*line), ('data', 'axes fraction'), 'offset points', fontsize=8,
+                          va='top')
         if stats.n_pairs == 0:
             axes.text(.5, .5, 'one image has no pairs', transform=axes.transAxes, ha='center', color=GREY)
     return axes.figure
@@ -127,9 +143,11 @@ LEGEND_SHARE = .15  # of the height, kept free for a legend of two rows whether 
 
 def map_axes(
     method: str,  # e.g. 'PCA' or 'UMAP, k = 5'
+    shown: str,   # what the colours mean, e.g. 'by folder'
 ) -> Axes:        # empty axes over the unit square
     "Axes of a map; call inside `styled`."
-    axes = new_axes(f'2D Scatter Plot ({method})', '$x_1$', '$x_2$')
+    axes = new_axes(f'2D Scatter Plot ({method})\n{shown}', '$x_1$', '$x_2$')
+    axes.title.set_fontsize(10.5)
     axes.figure.get_layout_engine().set(rect=(0, LEGEND_SHARE, 1, 1 - LEGEND_SHARE))
     axes.set(xlim=(-.03, 1.03), ylim=(-.03, 1.03), xticks=[0, .5, 1], yticks=[0, .5, 1])
     return axes
@@ -145,12 +163,14 @@ def plot_selection(
     selected: np.ndarray,  # (n,) bool
     method: str,           # e.g. 'PCA'
 ) -> Figure:               # map
-    "Map of all samples with the selected ones on top."
+    "Map of all samples; of the selected and the removed, the fewer lie on top."
     area, raster = point_area(len(points)), len(points) > RASTER_FROM
     with styled():
-        axes = map_axes(method)
-        axes.scatter(*points[~selected].T, s=1.8*area, c=PALE, linewidths=0, rasterized=raster, label='removed')
-        axes.scatter(*points[selected].T, s=area, c=BLUE, linewidths=0, rasterized=raster, label='selected')
+        axes = map_axes(method, 'selected and removed')
+        few_removed = 2*(~selected).sum() < len(points)
+        axes.scatter(*points[~selected].T, s=(2.5 if few_removed else 1.8)*area, c=PALE, edgecolors=INK,
+                     linewidths=.7*few_removed, zorder=3 if few_removed else 1, rasterized=raster, label='removed')
+        axes.scatter(*points[selected].T, s=area, c=BLUE, linewidths=0, zorder=2, rasterized=raster, label='selected')
         axes.figure.legend(loc='lower center', ncols=2, markerscale=1.6)
     return axes.figure
 
@@ -168,7 +188,7 @@ def plot_labels(
     area, raster = point_area(len(points)), len(points) > RASTER_FROM
     found = np.unique(labels)
     with styled():
-        axes = map_axes(method)
+        axes = map_axes(method, 'by folder')
         if len(found) > len(COLOURS):
             place = np.searchsorted(found, labels)
             drawn = axes.scatter(*points.T, s=area, c=place, cmap='viridis', linewidths=0, rasterized=raster)
@@ -198,29 +218,29 @@ def framed(
     return canvas
 
 def plot_pair(
-    retained: Image.Image,  # RGB
+    selected: Image.Image,  # RGB
     removed: Image.Image,   # RGB
     names: tuple[str, str], # file names of both
     distance: float,        # between their vectors
 ) -> Figure:                # two pictures
-    "A retained image beside its nearest removed image."
+    "A selected image beside a removed one that it stands for."
     with styled():
         figure = Figure(figsize=PAIR_SIZE, layout='constrained')
         figure.get_layout_engine().set(w_pad=.08, h_pad=.08)
-        columns = zip(figure.subplots(1, 2), (retained, removed), names, ('Retained', 'Removed'), strict=True)
+        columns = zip(figure.subplots(1, 2), (selected, removed), names, ('Selected', 'Removed'), strict=True)
         for axes, picture, name, kind in columns:
             axes.imshow(np.asarray(framed(picture)))
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
             axes.spines[:].set_visible(False)
-            axes.set_title(kind, loc='center', color=BLUE if kind == 'Retained' else GREY)
+            axes.set_title(kind, loc='center', color=BLUE if kind == 'Selected' else GREY)
             axes.set_xlabel(printable(name, NAME_LENGTH), parse_math=False, fontsize=8.5)
         figure.supxlabel(f'distance {distance:.4f}', fontsize=9.5)
     return figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #1821235d
 BAR_SIZE = (9.2, 1.05)  # width, height, inches: the full width of a page
-PARTS = {'sampled': ('selected', BLUE), 'removed': ('left out', PALE), 'duplicate': ('exact copies', '#e69f00'),
+PARTS = {'sampled': ('selected', BLUE), 'removed': ('removed', PALE), 'duplicate': ('exact copies', '#e69f00'),
          'corrupt': ('unreadable', INK)}
 
 def plot_counts(

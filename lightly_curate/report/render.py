@@ -38,8 +38,8 @@ from .typeset import set_document, set_html, set_text, set_verbatim
 __all__ = ['UNITS', 'FORMULA_SIZE', 'FORMS', 'STANDARDS', 'FONTS', 'STYLE', 'Picture', 'read_picture', 'read_svg', 'find_picture',
            'decode', 'Formula', 'draw_formula', 'Desk', 'media_of', 'set_result', 'set_figure', 'set_program_text',
            'strip_dollars', 'set_outputs', 'compile_pdf', 'make_pdf', 'TypstExporter', 'set_source', 'check_notebook',
-           'read_head', 'attach', 'find_culprit', 'read_notebook', 'render_pdf', 'embed', 'to_address', 'mark_numbers',
-           'markdown_filter', 'render_html']
+           'texts_of', 'read_head', 'attach', 'find_culprit', 'read_notebook', 'render_pdf', 'embed', 'to_address',
+           'mark_numbers', 'markdown_filter', 'render_html']
 
 # %% ../../nbs/70_report/75_render.ipynb #cbdf0bce
 UNITS = {'': .75, 'px': .75, 'pt': 1., 'in': 72., 'cm': 72/2.54, 'mm': 72/25.4, 'pc': 12.}  # points
@@ -411,13 +411,20 @@ def check_notebook(
         where = f'cell {int(path[1]) + 1}' if path[:1] == ['cells'] and len(path) > 1 else 'notebook'
         raise ReportError(f'{where}: {str(fault.message)[:200]}; run the notebook again') from fault
 
+def texts_of(
+    cell: NotebookNode,  # cell of any kind
+) -> list[str]:          # markdown, written or put out
+    "Texts in which a heading may stand."
+    if cell.cell_type == 'markdown': return [cell.source]
+    return [o.data['text/markdown'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+
 def read_head(
     nb: NotebookNode,  # notebook
     name: str,         # title when it has none
 ) -> Head:             # title, authors, keywords, language
     "What the PDF says about itself."
     about = nb.metadata
-    text = '\n\n'.join(o.source for o in nb.cells if o.cell_type == 'markdown')
+    text = '\n\n'.join(part for cell in nb.cells for part in texts_of(cell))
     heading = BeautifulSoup(markdown_to_html(text), 'html.parser').find('h1')
     title = about.get('title') or (heading.get_text().strip() if heading else '') or name
     authors = [o if isinstance(o, str) else o.get('name', '') for o in about.get('authors', [])]

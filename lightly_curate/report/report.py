@@ -9,7 +9,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from .stats import DistanceStats, Saving
 from ..select.distances import nearest
 
 # %% auto #0
-__all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'JOB', 'KINDS',
-           'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'SAVING', 'EXAMPLE', 'CORRUPT',
+__all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'SOURCE', 'JOB',
+           'KINDS', 'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'SAVING', 'EXAMPLE', 'CORRUPT',
            'DUPLICATES', 'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS',
            'N_NEIGHBORS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'validate_report', 'list_corrupt',
-           'list_duplicates', 'label_names', 'count_folders', 'example_places', 'Pair', 'example_pairs',
-           'Illustrations', 'write_figure', 'write_histograms', 'write_maps', 'write_all_maps', 'read_pair',
-           'write_pairs', 'write_plots', 'describe_machine', 'installed_versions', 'jsonable', 'describe_distances',
-           'find_notices', 'build_report', 'write_report', 'read_report']
+           'list_duplicates', 'label_names', 'count_folders', 'example_places', 'find_stand_ins', 'Pair',
+           'example_pairs', 'do_nothing', 'n_figures', 'Illustrations', 'write_figure', 'write_histograms',
+           'write_maps', 'write_all_maps', 'read_pair', 'write_pairs', 'write_plots', 'describe_machine',
+           'installed_versions', 'jsonable', 'describe_distances', 'find_notices', 'build_report', 'write_report',
+           'read_report']
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
@@ -58,7 +59,9 @@ def list_of(
     return {'type': 'array', 'description': description, 'items': items}
 
 # %% ../../nbs/70_report/73_report.ipynb #2d8ae901
-JOB = object_of('what ran, where and how long', command=TEXT, started_at=TEXT, finished_at=TEXT, duration_s=NUMBER,
+SOURCE = {'enum': ['images', 'embeddings'], 'description': 'what was given: files to read, or vectors of them'}
+JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, started_at=TEXT, finished_at=TEXT, 
+    duration_s={**NUMBER, 'description': 'sum of the stages, without start and typesetting'},
     seconds={'type': 'object', 'description': 'seconds by stage', 'additionalProperties': NUMBER},
     machine=object_of('what it ran on', system=TEXT, n_cpus=MAYBE_COUNT, memory_GB=MAYBE_NUMBER, device=TEXT),
     versions={'type': 'object', 'additionalProperties': TEXT},
@@ -83,12 +86,12 @@ DISTANCES = object_of('Euclidean distances of the pairs of a set', n_samples=COU
 # %% ../../nbs/70_report/73_report.ipynb #5e6d3370
 SAVING = object_of('estimate for one task', task=TEXT, n_images=COUNT, usd_per_image=NUMBER, usd=NUMBER,
     kg_co2_per_image=NUMBER, kg_co2=NUMBER)
-EXAMPLE = object_of('a retained image and its nearest removed one',
-    index={**COUNT, 'description': 'place in the list of retained images'},
+EXAMPLE = object_of('a selected image and the nearest of the removed ones that it stands for',
+    index={**COUNT, 'description': 'place among the selected images that stand for a removed one'},
     retained=TEXT, removed=TEXT, distance=NUMBER, plot={**MAYBE_TEXT, 'description': 'file, null without pictures'})
 CORRUPT = object_of('images that cannot be read', n=COUNT,
     shown=list_of('the first of them', object_of('one image', filename=TEXT, reason=TEXT)))
-DUPLICATES = object_of('exact copies', n_groups=COUNT, n_files={**COUNT, 'description': 'copies left out'},
+DUPLICATES = object_of('exact copies', n_groups=COUNT, n_files={**COUNT, 'description': 'copies, without those that are kept'},
     shown=list_of('the first groups',
         object_of('one group', kept=TEXT, n_copies=COUNT, copies=list_of('the first of them', TEXT))))
 FOLDERS = object_of('images by weak label, that is by first folder', n=COUNT, shown=list_of('the first of them',
@@ -157,19 +160,33 @@ def count_folders(
 
 # %% ../../nbs/70_report/73_report.ipynb #f978a305
 def example_places(
-    n_retained: int,  # N, images in the list
+    n_listed: int,    # N, images in the list
     n_examples: int,  # n, pairs wanted
 ) -> list[int]:       # at most n places, 0 to N-1
-    "Places in the list of retained images at which pairs are shown."
-    if min(n_retained, n_examples) < 1: return []
-    step = math.ceil(n_retained/n_examples)
-    return [i*step for i in range(n_examples) if i*step < n_retained]
+    "Places in a list of images at which pairs are shown."
+    if min(n_listed, n_examples) < 1: return []
+    step = math.ceil(n_listed/n_examples)
+    return [i*step for i in range(n_examples) if i*step < n_listed]
 
-# %% ../../nbs/70_report/73_report.ipynb #dcea45c1
+# %% ../../nbs/70_report/73_report.ipynb #4e199723
+def find_stand_ins(
+    samples: pd.DataFrame,  # sample table with a selection
+    vectors: Vectors,       # of the available samples
+) -> tuple[np.ndarray, np.ndarray]: # (r,) int64 removed rows; (r,) int64 selected row that stands for each
+    "The selected image nearest to each removed one."
+    rows, order = available(samples), result_order(samples)
+    removed = rows[~samples['selected'].to_numpy()[rows]]
+    if 0 in (len(removed), len(order)): return removed[:0], removed[:0]
+    known = samples['nearest_selected'][removed]
+    if known.notna().all(): return removed, known.to_numpy(dtype=np.int64)
+    chosen = np.sort(order)
+    return removed, chosen[nearest(vectors.of(removed).emb, vectors.of(chosen).emb)[0]]
+
+# %% ../../nbs/70_report/73_report.ipynb #e592bfab
 @dataclass(frozen=True)
 class Pair:
-    "A retained image and the nearest removed one."
-    place: int       # in the list of retained images
+    "A selected image and the nearest of the removed ones that it stands for."
+    place: int       # among the selected images that stand for a removed one
     retained: int    # row
     removed: int     # row
     distance: float  # between their vectors
@@ -179,20 +196,29 @@ def example_pairs(
     vectors: Vectors,       # of the available samples
     n_examples: int,        # pairs wanted
 ) -> list[Pair]:            # at most that many
-    "Retained images spread over the selection, each with its nearest removed image."
-    order = result_order(samples)
-    places = example_places(len(order), n_examples)
-    removed = available(samples)
-    removed = removed[~samples['selected'].to_numpy()[removed]]
-    if not places or len(removed) == 0: return []
-    retained = order[places]
-    index, distance = nearest(vectors.of(retained).emb, vectors.of(removed).emb)
-    found = zip(places, retained, removed[index], distance, strict=True)
-    return [Pair(place, int(a), int(b), float(gap)) for place, a, b, gap in found]
+    "Selected images spread over the selection, each with a removed image that it stands for."
+    removed, stands_in = find_stand_ins(samples, vectors)
+    order = np.asarray(result_order(samples), dtype=np.int64)
+    listed, pairs = order[np.isin(order, stands_in)], []
+    for place in example_places(len(listed), n_examples):
+        row = listed[place]
+        theirs = removed[stands_in == row]
+        index, distance = nearest(vectors.of(order[order == row]).emb, vectors.of(theirs).emb)
+        pairs.append(Pair(place, int(row), int(theirs[index[0]]), float(distance[0])))
+    return pairs
 
 # %% ../../nbs/70_report/73_report.ipynb #f1e42b66
 N_NEIGHBORS = (5, 15, 50)  # of the UMAP layouts, those of the original
 THUMBNAIL_PIXELS = 420     # longest side of a picture in a pair
+
+def do_nothing() -> None:
+    "What is called after each figure when nobody waits for it."
+
+def n_figures(
+    n_examples: int,  # pairs wanted
+) -> int:             # two histograms, two maps of each layout, and the pairs
+    "Figures that a report has at most; `write_plots` calls `on_figure` at most that many times."
+    return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples)
 
 @dataclass
 class Illustrations:
@@ -200,6 +226,7 @@ class Illustrations:
     plots: list[Report] = field(default_factory=list)     # as in `PLOT`
     examples: list[Report] = field(default_factory=list)  # as in `EXAMPLE`
     notices: list[str] = field(default_factory=list)      # sentences
+    on_figure: Callable[[], None] = field(default=do_nothing, repr=False, compare=False)  # called after each figure
 
 def write_figure(
     run_dir: RunDir,        # run
@@ -214,6 +241,7 @@ def write_figure(
         temporary.write_bytes(png(figure))
     file = run_dir.plot(name).relative_to(run_dir.root).as_posix()
     made.plots.append({'name': name, 'file': file, 'title': title, 'caption': caption})
+    made.on_figure()
 
 def write_histograms(
     run_dir: RunDir,        # run
@@ -246,7 +274,8 @@ def write_maps(
     overlay = plot_selection(layout.points, selected, method)
     plain = plot_labels(layout.points, labels, label_names(samples), method)
     title = f'2D Scatter Plot ({method})'
-    write_figure(run_dir, made, name, overlay, title, f'Selected images (dark) over the others.{note}')
+    write_figure(run_dir, made, name, overlay, f'{title}, selected and removed',
+                 f'Selected images dark, removed ones pale; the fewer lie on top.{note}')
     write_figure(run_dir, made, f'{name}_no_overlay', plain, f'{title}, by folder', f'The same points by folder.{note}')
 
 def write_all_maps(
@@ -300,8 +329,8 @@ def write_pairs(
         pictures, plot = read_pair(samples, pair, input_dir, max_pixels), None
         if pictures:
             figure = plot_pair(pictures[0], pictures[1], names, pair.distance)
-            write_figure(run_dir, made, f'filter_decision_{pair.place}', figure, 'Retained and removed',
-                f'{names[0]} was retained; {names[1]} is the nearest removed image, at distance {pair.distance:.4f}.')
+            write_figure(run_dir, made, f'filter_decision_{pair.place}', figure, 'Selected and removed',
+                f'{names[0]} was selected and stands for {names[1]}, removed, at distance {pair.distance:.4f}.')
             plot = made.plots[-1]['file']
         made.examples.append({'index': pair.place, 'retained': names[0], 'removed': names[1],
                               'distance': pair.distance, 'plot': plot})
@@ -321,17 +350,18 @@ def write_plots(
     n_example_images: int,   # pairs wanted
     seed: int,               # of UMAP and of the part of a large set that is drawn
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown in pairs, pixels
+    on_figure: Callable[[], None] = do_nothing, # called after each figure, to show progress; see `n_figures`
 ) -> Illustrations:          # what there is now
     "Save all figures of the report."
-    made = Illustrations()
+    made = Illustrations(on_figure=on_figure)
     write_histograms(run_dir, made, before, after)
     write_all_maps(run_dir, made, samples, vectors, seed)
     pairs = example_pairs(samples, vectors, n_example_images)
     write_pairs(run_dir, made, samples, pairs, input_dir, max_pixels)
-    n_retained = int(samples['selected'].sum())
-    if len(pairs) < n_example_images and n_retained < len(available(samples)):
-        made.notices.append(f'There are {len(pairs)} example pairs instead of {n_example_images}, '
-                            f'because {n_retained} images were selected.')
+    n_listed = len(np.unique(find_stand_ins(samples, vectors)[1]))
+    if 0 < len(pairs) < n_example_images:
+        made.notices.append(f'There are {len(pairs)} example pairs instead of {n_example_images}, because they are '
+                            f'spread evenly over {n_listed} selected images, those that stand for a removed one.')
     return made
 
 # %% ../../nbs/70_report/73_report.ipynb #46a7b883
@@ -391,7 +421,7 @@ def find_notices(
     "What a reader should know before reading the numbers."
     found = []
     if counts['removed'] == 0 and stopping['ended_by'] != 'none':
-        found.append('No available image was left out, so the selection equals the input.')
+        found.append('No available image was removed, so the selection equals the available images.')
     for stats, what in ((before, 'before'), (after, 'after')):
         if stats.exact: continue
         found.append(f'Distances {what} the selection are those of {stats.n_pairs:,} pairs drawn at random out of '

@@ -15,12 +15,13 @@ from bs4.element import PreformattedString
 # %% auto #0
 __all__ = ['CONTROL', 'SURROGATE', 'LONG_WORD', 'PART', 'FORMULA', 'FORMULA_BLOCK', 'RULE', 'DECLARATION', 'WRAPPERS', 'UNSEEN',
            'CODE', 'LONG_SPAN', 'CHARACTER', 'PADDING', 'COMFORT', 'UPRIGHT', 'SIDEWAYS', 'TRIALS', 'UNIT', 'NUMBER',
-           'NO_NUMBER', 'BLOCKS', 'ANSI', 'LINE', 'LOOKS', 'SETTINGS', 'literal', 'join', 'pieces', 'set_text',
-           'read_formula', 'read_formula_block', 'write_formula', 'formulas', 'markdown_to_html', 'Media', 'Block',
-           'read_styles', 'set_color', 'set_inline', 'set_box', 'set_image', 'set_link', 'Cell', 'read_span',
-           'place_cells', 'Grid', 'read_grid', 'Layout', 'count_width', 'lay_out', 'share', 'is_numeric',
-           'measure_columns', 'set_cell', 'set_table', 'trim', 'set_blocks', 'set_paragraph', 'set_block', 'set_list',
-           'set_html', 'clean_terminal_text', 'set_verbatim', 'Head', 'set_levels', 'set_pages', 'set_document']
+           'NO_NUMBER', 'SHORT_TABLE', 'BLOCKS', 'ANSI', 'LINE', 'LOOKS', 'SETTINGS', 'INTRODUCED', 'KEPT', 'literal',
+           'join', 'pieces', 'set_text', 'read_formula', 'read_formula_block', 'write_formula', 'formulas',
+           'markdown_to_html', 'Media', 'Block', 'read_styles', 'set_color', 'set_inline', 'set_box', 'set_image',
+           'set_link', 'Cell', 'read_span', 'place_cells', 'Grid', 'read_grid', 'Layout', 'count_width', 'lay_out',
+           'share', 'is_numeric', 'measure_columns', 'set_cell', 'set_table', 'trim', 'set_blocks', 'set_paragraph',
+           'set_block', 'set_list', 'set_html', 'clean_terminal_text', 'set_verbatim', 'keep_together', 'Head',
+           'set_levels', 'set_pages', 'set_document']
 
 # %% ../../nbs/70_report/74_typeset.ipynb #64dc9c36
 CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]')
@@ -386,6 +387,8 @@ def set_cell(
     if fill: options.append(f'fill: {fill}')
     return f'table.cell({", ".join([*options, body])})' if options else body
 
+SHORT_TABLE = 12  # rows of the body up to which a table is kept on one page
+
 def set_table(
     table: Tag,    # table element
     media: Media,  # what makes pictures and formulas
@@ -406,7 +409,8 @@ def set_table(
     columns = [f'{o:.2f}pt' for o in layout.widths] or ['auto']*grid.n_columns
     sides = ['right' if is_numeric(o) else 'left' for o in values]
     parts = [f'table.header({", ".join(head)})'] if head else []
-    source = f'sheet({layout.size}pt, ({", ".join(columns)},), ({", ".join(sides)},), {", ".join(parts + body)})'
+    name = 'short_sheet' if max(o.row for o in grid.cells) < grid.n_head + SHORT_TABLE else 'sheet'
+    source = f'{name}({layout.size}pt, ({", ".join(columns)},), ({", ".join(sides)},), {", ".join(parts + body)})'
     caption = table.find('caption', recursive=False)
     if caption: source = join([f'caption({set_inline(caption, media)})', source])
     return [Block(source, is_wide=layout.is_wide)]
@@ -546,6 +550,10 @@ LOOKS = r'''
   set par(leading: .42em)
   table(columns: columns, align: sides, inset: (x: .5em, y: .42em), stroke: (x: none, y: .4pt + luma(215)), ..cells)
 })
+#let short_sheet(..all) = layout(room => {
+  let body = sheet(..all)
+  block(width: 100%, breakable: measure(block(width: room.width, body)).height > 320pt, body)
+})
 #let fit(path, alt, width, ratio) = layout(room => {
   let w = calc.min(width, room.width, 640pt / ratio)
   image(path, alt: alt, width: w)
@@ -583,6 +591,24 @@ set page(paper: "a4", margin: (x: 20mm, top: 18mm, bottom: 20mm), footer: contex
 '''
 
 # %% ../../nbs/70_report/74_typeset.ipynb #69c2a990
+INTRODUCED = ('sheet(', 'short_sheet(', 'picture(', 'list(', 'enum(')  # what a paragraph may lead up to
+KEPT = 3000  # characters of source up to which a paragraph or a list is short
+
+def keep_together(
+    blocks: list[Block],  # blocks with headings set
+) -> list[Block]:         # the same, a paragraph tied to the list, table or picture after it
+    "Keep short lists whole, and what is introduced with its introduction."
+    kept = []
+    for block, after in zip(blocks, [*blocks, Block('')][1:], strict=True):
+        is_text, is_list = block.source.startswith('par('), block.source.startswith(('list(', 'enum('))
+        leads = is_text and not block.level and after.source.startswith(INTRODUCED) and not after.is_wide
+        if (leads or is_list) and len(block.source) <= KEPT:
+            sticky = ', sticky: true' if leads else ''
+            block = Block(f'block(breakable: false{sticky}, {block.source})')
+        kept.append(block)
+    return kept
+
+# %% ../../nbs/70_report/74_typeset.ipynb #acf59dff
 @dataclass(frozen=True)
 class Head:
     "What a PDF says about itself."
@@ -633,5 +659,5 @@ def set_document(
     language = head.language if re.fullmatch('[a-z]{2,3}', head.language) else 'en'
     footline = literal(head.title if len(head.title) <= 90 else head.title[:89] + '…')
     lines = [about, f'set text(lang: "{language}")', f'let footline = {footline}', SETTINGS, *attached]
-    lines += set_pages(set_levels(blocks))
+    lines += set_pages(keep_together(set_levels(blocks)))
     return LOOKS + '#{\n' + '\n'.join(lines) + '\n}\n'

@@ -4,6 +4,8 @@
 
 # %% ../../nbs/80_run/84_cli.ipynb #80dbb16d
 from __future__ import annotations
+import io
+import signal
 import sys
 import threading
 import time
@@ -22,12 +24,25 @@ from .jobs import DISK_FAULTS, JobError, run_job
 from .start import create_run
 
 # %% auto #0
-__all__ = ['LOOK_EVERY_S', 'TELL_EVERY_S', 'HYDRA_SETTINGS', 'Watcher', 'watching', 'checked', 'exit_code', 'job_of', 'carry_out',
-           'run_hydra', 'main', 'tell_sanity']
+__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'tell', 'Watcher', 'watching', 'checked',
+           'exit_code', 'job_of', 'stop', 'carry_out', 'run_hydra', 'main', 'check_flags', 'tell_sanity']
 
 # %% ../../nbs/80_run/84_cli.ipynb #51a5d30e
 LOOK_EVERY_S = 0.2     # seconds between looks into the run folder
-TELL_EVERY_S = 30.     # seconds between progress lines when nobody watches a terminal
+LINE_EVERY_S = 30.     # seconds between progress lines when nobody watches a terminal
+
+def tell(
+    text: str,                       # with its line ends
+    stream: TextIO | None = None,    # default: standard error
+) -> None:
+    "Write to a person; that nobody is there any more (a closed pipe or terminal) is no reason to end a run."
+    stream = stream or sys.stderr
+    if stream is None: return
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        return
 
 @dataclass
 class Watcher:
@@ -40,20 +55,18 @@ class Watcher:
 
     def look(self) -> None:
         "Show what is new."
-        log = self.run_dir.log.read_text(encoding='utf-8') if self.run_dir.log.exists() else ''
-        whole = log.rfind('\n') + 1
-        is_terminal = self.stream.isatty()
-        if whole > self.n_shown:
-            self.stream.write(('\r\033[K' if is_terminal else '') + log[self.n_shown:whole])
-            self.n_shown = whole
-        tick = read_status(self.run_dir.status)
+        is_terminal, tick = self.stream.isatty(), read_status(self.run_dir.status)
         if tick is not None and tick_text(tick) != self.last:
             if is_terminal: draw(tick, self.stream)
-            elif time.monotonic() - self.told >= TELL_EVERY_S and tick.n_done < tick.n_total:
-                self.stream.write(tick_text(tick) + '\n')
+            elif time.monotonic() - self.told >= LINE_EVERY_S and tick.n_done < tick.n_total:
+                tell(tick_text(tick) + '\n', self.stream)
                 self.told = time.monotonic()
             self.last = tick_text(tick)
-        self.stream.flush()
+        log = self.run_dir.log.read_text(encoding='utf-8') if self.run_dir.log.exists() else ''
+        whole = log.rfind('\n') + 1
+        if whole > self.n_shown:
+            tell(('\r\033[K' if is_terminal else '') + log[self.n_shown:whole], self.stream)
+            self.n_shown = whole
 
 @contextmanager
 def watching(
@@ -61,8 +74,10 @@ def watching(
     stream: TextIO | None = None,    # default: standard error
 ) -> Iterator[None]:
     "Show what happens in a run folder while the block runs."
-    watcher, done = Watcher(run_dir, stream or sys.stderr), threading.Event()
+    watcher, done = Watcher(run_dir, stream or sys.stderr or io.StringIO()), threading.Event()
     watcher.n_shown = len(run_dir.log.read_text(encoding='utf-8')) if run_dir.log.exists() else 0
+    before = read_status(run_dir.status)
+    watcher.last = tick_text(before) if before else ''
     def loop() -> None:
         while not done.wait(LOOK_EVERY_S): watcher.look()
     thread = threading.Thread(target=loop, daemon=True)
@@ -77,36 +92,40 @@ def watching(
 # %% ../../nbs/80_run/84_cli.ipynb #6c132368
 def checked(
     words: Sequence[str],   # tidied overrides, no flags
+    paths: bool = True,     # also look whether folders and files are there
 ) -> CurateConfig:          # configuration, when all is well
     "Check a request; all faults are raised together."
     known = dict(leaves(CurateConfig()))
     verdicts = [(o, check_override(o, known)) for o in words]
     cfg = compose_config([o for o, fault in verdicts if fault is None])
     faults = [fault for _, fault in verdicts if fault] + check_config(cfg)
-    if not cfg.sanity_check: faults += check_paths(cfg)
+    told = {o.partition('=')[0] for o, fault in verdicts if fault}  # their paths are not at fault as well
+    if paths and not cfg.sanity_check: faults += [o for o in check_paths(cfg) if o.split(' is ')[0] not in told]
     if faults: raise ConfigError(faults)
     return cfg
 
 # %% ../../nbs/80_run/84_cli.ipynb #8220d74b
 def exit_code(
     error: BaseException,   # what ended the run
-    stream: TextIO,         # where to tell it
+    stream: TextIO | None,  # where to tell it, None: standard error
 ) -> int:                   # 2 the request, 1 our fault, 130 Ctrl-C
     "Tell an error in the way that fits it."
     if isinstance(error, ConfigError):
-        stream.write(''.join(f'error: {o}\n' for o in error.faults))
+        tell(''.join(f'error: {o}\n' for o in error.faults), stream)
         return 2
     if isinstance(error, CurateError):
-        stream.write(f'error: {error}\n')
+        tell(f'error: {error}\n', stream)
         return 2
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        stream.write(f'error: {error.strerror}: {error.filename}; free space or choose another output_dir\n')
+        place = f': {error.filename}' if error.filename else ''
+        tell(f'error: {error.strerror}{place}; free space, mend the permissions, or choose another output_dir\n',
+             stream)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        stream.write('stopped; the same command with the same run_directory goes on from the last finished stage\n')
+        tell('stopped; the same command with the same run_directory goes on from the last finished stage\n', stream)
         return 130
-    stream.write(f'{error}\n' if isinstance(error, JobError) else ''.join(traceback.format_exception(error)))
-    stream.write('This is a fault of lightly_curate, not of your request.\n')
+    tell(f'{error}\n' if isinstance(error, JobError) else ''.join(traceback.format_exception(error)), stream)
+    tell('This is a fault of lightly_curate, not of your request.\n', stream)
     return 1
 
 # %% ../../nbs/80_run/84_cli.ipynb #fc92b5a4
@@ -116,6 +135,10 @@ def job_of(
     "Which notebook does these steps."
     return steps[0] if len(steps) == 1 and steps[0] in ('embed', 'select') else 'curate'
 
+def stop(number: int, frame: object) -> None:
+    "Treat SIGTERM (`docker stop`) as Ctrl-C, so that the job is ended too."
+    raise KeyboardInterrupt
+
 def carry_out(
     cfg: CurateConfig,       # checked configuration
     words: Sequence[str],    # overrides
@@ -123,18 +146,19 @@ def carry_out(
 ) -> None:
     "Do one run and say where its result is."
     run, begun = create_run(cfg, words, hydra), time.perf_counter()
-    sys.stderr.write(f'lightly_curate {__version__}, run folder {run.dir.root}\n')
+    tell(f'lightly_curate {__version__}, run folder {run.dir.root}\nstarting the job {job_of(run.cfg.steps)}\n')
+    signal.signal(signal.SIGTERM, stop)
     with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
     results = [o for o in (run.dir.report_pdf, run.dir.report_html, run.dir.sampled_filenames) if o.exists()]
-    sys.stderr.write(f'done in {duration(time.perf_counter() - begun)}\n' + ''.join(f'  {o}\n' for o in results))
+    tell(f'done in {duration(time.perf_counter() - begun)}\n' + ''.join(f'  {o}\n' for o in results))
 
 # %% ../../nbs/80_run/84_cli.ipynb #3daaeb14
-HYDRA_SETTINGS = ('hydra.output_subdir=null', 'hydra.run.dir=.', 'hydra/job_logging=disabled', 'hydra/hydra_logging=disabled',
-                  'hydra.sweep.dir=${output_dir}', 'hydra.sweep.subdir=.')
+HYDRA_SETTINGS = ('hydra.output_subdir=null', 'hydra.run.dir=.', 'hydra/job_logging=disabled',
+                  'hydra/hydra_logging=disabled', 'hydra.sweep.dir=${output_dir}', 'hydra.sweep.subdir=.')
 
 def run_hydra(
     words: Sequence[str],   # tidied overrides and Hydra's flags
-) -> int:                   # worst exit code
+) -> int:                   # worst exit code: a fault of ours, then Ctrl-C, then a request that cannot be met
     "Hand over to Hydra."
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -144,18 +168,22 @@ def run_hydra(
     def start(node: DictConfig) -> None:
         try:
             settings = HydraConfig.get()
-            carry_out(to_config(node), list(settings.overrides.task), OmegaConf.to_yaml(OmegaConf.create({'hydra': settings})))
+            as_yaml = OmegaConf.to_yaml(OmegaConf.create({'hydra': settings}))
+            carry_out(to_config(node), list(settings.overrides.task), as_yaml)
             codes.append(0)
         except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
-            codes.append(exit_code(error, sys.stderr))
+            codes.append(exit_code(error, None))
     argv, sys.argv = sys.argv, [sys.argv[0], *HYDRA_SETTINGS, *words]
     try:
         hydra.main(version_base=None, config_path=None, config_name=CONFIG_NAME)(start)()
     finally:
         sys.argv = argv
-    return max(codes, default=0)
+    return 1 if 1 in codes else max(codes, default=0)
 
 # %% ../../nbs/80_run/84_cli.ipynb #b587d150
+FLAGS = ('--multirun', '-m', '--cfg', '-c')  # of Hydra, beside --help and --version
+CFG = ('--cfg', '-c')
+
 def main() -> int:  # exit code
     "Entry of `lightly-curate`."
     words = without_token(sys.argv[1:])
@@ -166,16 +194,26 @@ def main() -> int:  # exit code
     if '--version' in words:
         sys.stdout.write(f'lightly_curate {__version__}\n')
         return 0
-    flags = [o for i, o in enumerate(words) if o.startswith('-') or (i and words[i - 1] in ('--cfg', '-c', '--info', '--package', '-p'))]
+    is_flag = [o.startswith('-') or (i > 0 and words[i - 1] in CFG) for i, o in enumerate(words)]
+    flags = [o for o, flag in zip(words, is_flag, strict=True) if flag]
     is_multirun = bool({'--multirun', '-m'} & set(flags))
-    overrides = [tidy_override(o, is_multirun) for o in words if o not in flags]
+    overrides = [tidy_override(o, is_multirun) for o, flag in zip(words, is_flag, strict=True) if not flag]
     try:
-        cfg = None if is_multirun else checked(overrides)
-        if is_multirun and (faults := check_overrides(overrides)): raise ConfigError(faults)
+        check_flags(flags)
+        if is_multirun and (faults := check_overrides(overrides, multirun=True)): raise ConfigError(faults)
+        cfg = None if is_multirun else checked(overrides, paths=not set(CFG) & set(flags))
         if cfg is not None and cfg.sanity_check: return tell_sanity(cfg)
     except CurateError as error:
-        return exit_code(error, sys.stderr)
+        return exit_code(error, None)
     return run_hydra([*overrides, *flags])
+
+def check_flags(
+    flags: Sequence[str],  # words that start with a dash, and what follows --cfg
+) -> None:
+    "Refuse flags that are not ours."
+    unknown = [o for i, o in enumerate(flags) if o not in FLAGS and not (i > 0 and flags[i - 1] in CFG)]
+    if unknown: raise ConfigError([f'{o} is no known flag; --help tells all, keys have no dashes' for o in unknown])
+    if set(CFG) & set(flags) and 'job' not in flags: raise ConfigError(['--cfg is followed by job: --cfg job'])
 
 def tell_sanity(
     cfg: CurateConfig,  # configuration

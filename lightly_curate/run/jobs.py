@@ -7,7 +7,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from ..core.errors import CurateError
 from ..core.rundir import RunDir
 
 # %% auto #0
-__all__ = ['JOBS', 'DISK_FAULTS', 'job_path', 'check_parameters', 'JobError', 'as_our_error', 'execute', 'run_job']
+__all__ = ['JOBS', 'DISK_FAULTS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error', 'private_kernel',
+           'execute', 'run_job']
 
 # %% ../../nbs/80_run/81_jobs.ipynb #504d7d67
 JOBS = ('curate', 'embed', 'select', 'report')
@@ -42,7 +45,8 @@ def check_parameters(
     raise CurateError(f'{notebook.name} does not know {", ".join(unknown)}; {has}')
 
 # %% ../../nbs/80_run/81_jobs.ipynb #2b7a04fd
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+MAX_SOCKET_PATH = 80  # characters; the system allows 108, and the number of the socket comes on top
 
 class JobError(Exception):
     "A job failed for a reason that is no fault of the request."
@@ -62,30 +66,48 @@ def as_our_error(
         return errors.ConfigError(message.splitlines()) if kind is errors.ConfigError else kind(message)
     return JobError(f'{traceback}\n{name}: {message}\nThe job and its traceback are in {record}')
 
-# %% ../../nbs/80_run/81_jobs.ipynb #727e6037
+# %% ../../nbs/80_run/81_jobs.ipynb #2bc9efc4
+@contextmanager
+def private_kernel(
+    log: Path | None,           # file for what the kernel process writes, None: nowhere
+) -> Iterator[dict[str, Any]]:  # arguments for papermill
+    "Settings of a kernel that disturbs nobody."
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix='curate-') as folder, Path(log or os.devnull).open('ab') as file:
+        class QuietKernelManager(AsyncKernelManager):
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # as its parent has it
+                environment = {**(options.pop('env', None) or os.environ), 'PYTHONUTF8': '1'}
+                await super().start_kernel(**options, stdout=file, stderr=file, env=environment)
+        config = Config()
+        if os.name == 'posix' and len(folder) < MAX_SOCKET_PATH:
+            config.KernelManager.transport, config.KernelManager.ip = 'ipc', f'{folder}/socket'
+        yield {'config': config, 'kernel_manager_class': QuietKernelManager}
+
+# %% ../../nbs/80_run/81_jobs.ipynb #1ff84514
 def execute(
     notebook: Path,                  # notebook to execute, not changed
     record: Path,                    # executed copy
     parameters: Mapping[str, Any],   # name -> value
+    kernel_log: Path | None = None,  # what the kernel writes beside the outputs of its cells, None: nowhere
 ) -> None:
     "Execute a notebook in a kernel of this interpreter; its error is raised here."
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
     check_parameters(notebook, parameters)
     record.parent.mkdir(parents=True, exist_ok=True)
-    config = Config()
-    if os.name == 'posix': config.KernelManager.transport = 'ipc'  # sockets in a private folder instead of open ports
     try:
-        papermill.execute_notebook(str(notebook), str(record), dict(parameters), kernel_name='python3', progress_bar=False,
-                                   config=config)
+        with private_kernel(kernel_log) as kernel:
+            papermill.execute_notebook(str(notebook), str(record), dict(parameters), kernel_name='python3',
+                                       progress_bar=False, **kernel)
     except PapermillExecutionError as error:
         lines = re.sub(r'\x1b\[[0-9;]*m', '', '\n'.join(error.traceback))
         raise as_our_error(error.ename, error.evalue, lines, record) from None
     except DeadKernelError:
-        raise CurateError('the job was ended by the system, most often because memory ran out; give the container more memory or '
-                          'lower lightly.loader.batch_size, memory_requirement_in_GB or max_image_pixels, and start it again') from None
+        raise CurateError('the job was ended by the system, most often because memory ran out; give the container more '
+                          'memory or lower lightly.loader.batch_size, memory_requirement_in_GB or max_image_pixels, '
+                          'and start it again') from None
 
 def run_job(
     name: str,         # one of JOBS
@@ -93,5 +115,6 @@ def run_job(
 ) -> Path:             # executed copy in the run folder
     "Execute a job notebook on a run."
     record = run_dir.job(name)
-    execute(job_path(name), record, {'run_dir': str(run_dir.root)})
+    run_dir.state.mkdir(parents=True, exist_ok=True)
+    execute(job_path(name), record, {'run_dir': str(run_dir.root)}, run_dir.kernel_log)
     return record

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,32 +19,51 @@ import pandas as pd
 import yaml
 from ..clean.duplicates import mark_duplicates, mark_equal_vectors
 from ..clean.integrity import check_integrity
-from ..core.config import CurateConfig, notices
-from ..core.errors import InputError
-from ..core.progress import draw, listening, logger, logging_to, write_status
+from ..core.config import CurateConfig, is_folder, notices
+from ..core.errors import EmbeddingsError, InputError
+from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
 from ..core.rundir import replacing
 from ..core.samples import available, count_samples, load_samples, make_samples, result_order, save_samples
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
-from ..data.scan import scan
+from ..data.scan import name_fault, scan
 from ..deliver.dump import dump_selected
 from ..deliver.export import (write_available_embeddings, write_filename_lists, write_removed_samples,
                                            write_selected_embeddings)
 from ..embed.embedding_csv import read_embeddings, read_npy
 from ..embed.vectors import Vectors
-from ..report.render import render_html, render_pdf
-from ..report.report import build_report, describe_machine, installed_versions, write_plots, write_report
+from ..report.report import (build_report, describe_machine, installed_versions, n_figures, write_plots,
+                                          write_report)
 from ..report.stats import pairwise_stats, savings
 from .jobs import run_job
 from .start import Run
 from ..select.select import select
 
 # %% auto #0
-__all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'run_stage', 'table_after', 'save_vectors', 'load_vectors', 'scan_stage',
-           'clean_stage', 'given_weights', 'device_name', 'backbone_request', 'try_weights', 'embed_stage',
-           'selection_vectors', 'select_stage', 'deliver_stage', 'command', 'describe_job', 'report_stage', 'render',
+__all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
+           'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'scan_stage', 'clean_stage',
+           'given_weights', 'device_name', 'backbone_request', 'try_weights', 'embed_stage', 'selection_vectors',
+           'select_stage', 'deliver_stage', 'dump_stage', 'command', 'describe_job', 'report_stage', 'render',
            'stages_to_do', 'watched', 'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
+def outputs_of(
+    run: Run,       # run
+    stage: str,     # one of STAGES
+) -> list[Path]:    # files
+    "What a finished stage has left, besides plots and images."
+    files = run.dir
+    lists = [files.sampled_filenames, files.removed_filenames, files.duplicate_filenames, files.corrupt_filenames]
+    made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json],
+            'deliver': [*lists, files.removed_samples_csv, files.selected_embeddings_csv, files.samples_parquet]}
+    return [files.table(stage), *made.get(stage, [])]
+
+def is_done(
+    run: Run,    # run
+    stage: str,  # one of STAGES
+) -> bool:       # there is a mark, and what it stands for is still there
+    "Whether a stage need not be done again."
+    return read_mark(run.dir, stage) is not None and all(o.is_file() for o in outputs_of(run, stage))
+
 TIME = '%Y-%m-%d %H:%M:%S'  # local time, as in the log
 Work = Callable[[], tuple[pd.DataFrame, dict[str, Any]]]
 
@@ -54,9 +73,10 @@ def run_stage(
     work: Work,    # gives the new table and small facts for later stages
 ) -> None:
     "Do a stage unless it is done."
-    if read_mark(run.dir, stage) is not None:
-        logger.info('%s: done already', stage)
+    if is_done(run, stage):
+        logger.info('%s: done already%s', stage, ', the input folder is not looked at again' if stage == 'scan' else '')
         return
+    logger.info('%s: started', stage)
     started_at, begun = time.strftime(TIME), time.perf_counter()
     samples, result = work()
     save_samples(samples, run.dir.table(stage))
@@ -64,126 +84,201 @@ def run_stage(
     write_mark(run.dir, Mark(stage, stage_inputs(run.cfg)[stage], started_at, seconds, result))
     logger.info('%s: done in %.1f s', stage, seconds)
 
+def finished_mark(
+    run: Run,       # run
+    stage: str,     # one of STAGES
+) -> Mark:          # what it was given and what it found
+    "The mark of a stage that must have finished."
+    mark = read_mark(run.dir, stage)
+    if mark is not None: return mark
+    raise InputError(f'the run folder {run.dir.root} holds no finished {stage}; add that step to steps, '
+                     'or start with the whole flow')
+
 def table_after(
     run: Run,       # run
     stage: str,     # one of STAGES
 ) -> pd.DataFrame:  # sample table
     "The table that a finished stage left."
-    if read_mark(run.dir, stage) is None:
-        raise InputError(f'the run folder {run.dir.root} holds no finished {stage}; add that step to steps, or start with the whole flow')
+    finished_mark(run, stage)
     return load_samples(run.dir.table(stage))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #8ffb7ff9
-def save_vectors(run: Run, vectors: Vectors) -> None:
+def save_vectors(
+    run: Run,           # run
+    vectors: Vectors,   # embeddings with their rows
+) -> None:
     "Keep vectors and their rows in the run folder."
     for path, array in [(run.dir.state_embeddings, vectors.emb), (run.dir.state_rows, vectors.rows)]:
         with replacing(path) as temporary: np.save(temporary, array)
 
-def load_vectors(run: Run) -> Vectors:
-    "Vectors of a run, mapped into memory and not read before they are used."
+def load_vectors(
+    run: Run,      # run whose vectors have been saved
+) -> Vectors:      # embeddings with their rows
+    "Vectors of a run, mapped into memory rather than copied."
     return Vectors(np.load(run.dir.state_embeddings, mmap_mode='r'), np.load(run.dir.state_rows))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #bb411b0f
-def scan_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def check_given_names(
+    filenames: Sequence[str],  # from a file of embeddings
+    source: str,               # name of that file
+) -> None:
+    "Refuse names that do not stay below a folder, or that a list with one name a line cannot hold."
+    for name in filenames:
+        is_plain = bool(name) and '\0' not in name and name_fault(name) is None
+        if is_plain and not name.startswith('/') and not {'..', '.', ''} & set(name.split('/')): continue
+        raise EmbeddingsError(f'{source} names {name!r}, allowed is a path below input_dir, such as folder/1.jpg, '
+                              'without line breaks')
+
+def tell_missing(
+    samples: pd.DataFrame,  # sample table from a file of embeddings
+    input_dir: str,         # folder of the images, may be missing
+) -> str | None:            # sentence, None when all are there
+    "Say how many samples have no image."
+    n_missing = sum(not Path(input_dir, o).is_file() for o in samples['path']) if is_folder(input_dir) else len(samples)
+    return f'{n_missing} of {len(samples)} samples have no image in input_dir.' if n_missing else None
+
+def scan_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Find the samples: in the input folder, or in a file of embeddings."
     cfg = run.cfg
-    if not cfg.embeddings: return scan(Path(cfg.input_dir)), {}
+    if not cfg.embeddings: return scan(Path(cfg.input_dir)), {'notices': []}
     path = Path(cfg.shared_dir)/cfg.embeddings
     if path.suffix.lower() == '.npy':
         samples = scan(Path(cfg.input_dir))
         emb = read_npy(path, len(samples))
     else:
         given = read_embeddings(path)
+        check_given_names(given.filenames, path.name)
         samples = make_samples(given.filenames, labels=None if given.labels is None else given.labels.tolist())
         position = {name: i for i, name in enumerate(given.filenames)}
         emb = given.emb[[position[name] for name in samples['filename']]]
     logger.info('loaded %d embeddings of %d dimensions from %s', len(emb), emb.shape[1], path.name)
     save_vectors(run, Vectors(emb, samples.index.to_numpy(dtype=np.int64)))
-    return samples, {}
+    missing = tell_missing(samples, cfg.input_dir)
+    if missing and cfg.dump_dataset:
+        raise InputError(f'{missing} dump_dataset=True needs them all; mend input_dir or leave dump_dataset out')
+    if missing: logger.warning(missing)
+    return samples, {'notices': [missing] if missing else []}
 
-def clean_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def clean_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Mark what cannot be read and what is there twice."
     cfg, samples = run.cfg, table_after(run, 'scan')
-    if cfg.embeddings: return (mark_equal_vectors(samples, load_vectors(run).emb) if cfg.remove_exact_duplicates else samples), {}
+    if cfg.embeddings and cfg.remove_exact_duplicates: return mark_equal_vectors(samples, load_vectors(run).emb), {}
+    if cfg.embeddings: return samples, {}
     if cfg.enable_corruptness_check or cfg.remove_exact_duplicates:
-        samples = check_integrity(samples, Path(cfg.input_dir), cfg.lightly['loader']['num_workers'], cfg.max_image_pixels)
+        n_workers = cfg.lightly['loader']['num_workers']
+        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels)
     return (mark_duplicates(samples) if cfg.remove_exact_duplicates else samples), {}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #bccac921
-def given_weights(path: Path, n_features: int) -> dict[str, Any]:
+def given_weights(
+    path: Path,         # file of embeddings
+    n_features: int,    # length d of an embedding
+) -> dict[str, Any]:    # as in report.json
     "What is known about the backbone when the embeddings were given."
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {'origin': f'embeddings were given: {path.name}', 'sha256': digest, 'name': 'unknown', 'n_features': n_features, 'input_size': None}
+    with path.open('rb') as file: digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    origin = f'embeddings were given: {path.name}'
+    return {'origin': origin, 'sha256': digest, 'name': 'unknown', 'n_features': n_features, 'input_size': None}
 
 def device_name() -> str:  # 'cpu' or 'cuda: NVIDIA ...'
     "Where the backbone runs."
     import torch
     return f'cuda: {torch.cuda.get_device_name(0)}' if torch.cuda.is_available() else 'cpu'
 
-def backbone_request(run: Run) -> dict[str, Any]:
+def backbone_request(
+    run: Run,            # run
+) -> dict[str, Any]:     # arguments of `load_backbone`
     "What a run asks of `load_backbone`."
     cfg, model = run.cfg, run.cfg.lightly['model']
     return {'name': model['name'], 'checkpoint': Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None,
             'num_ftrs': model['num_ftrs'], 'width': model['width'], 'input_size': cfg.lightly['collate']['input_size']}
 
-def try_weights(run: Run) -> None:
+def try_weights(
+    run: Run,  # run
+) -> None:
     "Load the weights once, so that those that do not fit are found out before the images are read."
     from lightly_curate.learn.backbone import load_backbone
     load_backbone(**backbone_request(run))
 
-def embed_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def embed_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Embed every available sample."
     cfg, samples = run.cfg, table_after(run, 'clean')
     if cfg.embeddings:
         vectors = load_vectors(run)
-        weights, device = given_weights(Path(cfg.shared_dir)/cfg.embeddings, vectors.emb.shape[1]), 'none, embeddings were given'
+        weights = given_weights(Path(cfg.shared_dir)/cfg.embeddings, vectors.emb.shape[1])
+        device = 'none, embeddings were given'
     else:
         from lightly_curate.embed.embed import embed
         from lightly_curate.learn.backbone import load_backbone
         backbone, loader = load_backbone(**backbone_request(run)), cfg.lightly['loader']
-        logger.info('backbone %s, weights: %s', backbone.name, backbone.origin)
         samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
                                  int(cfg.lightly['trainer']['precision']), cfg.max_image_pixels)
         device = device_name()
         weights = {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
         save_vectors(run, vectors)
-    write_available_embeddings(samples, vectors, run.dir, cfg.normalize_embeddings)
+    write_available_embeddings(samples, vectors, run.dir.embeddings_csv)
     return samples, {'weights': weights, 'device': device}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
-def selection_vectors(run: Run) -> Vectors:
+def selection_vectors(
+    run: Run,      # run
+) -> Vectors:      # unit length if normalize_embeddings asks for it
     "Vectors as the selection and the statistics see them."
     vectors = load_vectors(run)
     return vectors.normalized() if run.cfg.normalize_embeddings else vectors
 
-def select_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def select_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Choose."
     cfg, samples = run.cfg, table_after(run, 'embed')
     stop = cfg.stopping_condition
-    logger.info('selecting by %s, n_samples=%s, min_distance=%s', cfg.method, stop.n_samples, stop.min_distance)
+    asked = [f'{o}={value}' for o, value in asdict(stop).items() if value != -1]
+    logger.info('selecting by %s, %s', cfg.method, ' and '.join(asked) or 'no stopping condition')
     done = select(samples, selection_vectors(run), cfg.method, stop.n_samples, stop.min_distance, cfg.lightly['seed'])
     counts = count_samples(done.samples)
-    logger.info('selected %d of %d available samples, ended by %s', counts['sampled'], counts['available'], done.ended_by.value)
-    return done.samples, {'n_target': done.n_target, 'ended_by': done.ended_by.value, 'covering_distance': done.covering_distance}
+    ended_by = done.ended_by.value
+    logger.info('selected %d of %d available samples, ended by %s', counts['sampled'], counts['available'], ended_by)
+    return done.samples, {'n_target': done.n_target, 'ended_by': ended_by, 'covering_distance': done.covering_distance}
 
-def deliver_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def deliver_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Write the lists, the tables and the selected images."
     cfg, samples = run.cfg, table_after(run, 'select')
     write_filename_lists(samples, run.dir)
     write_removed_samples(samples, run.dir.removed_samples_csv)
     write_selected_embeddings(samples, load_vectors(run), run.dir)
+    if cfg.normalize_embeddings:
+        write_available_embeddings(samples, selection_vectors(run), run.dir.normalized_embeddings_csv)
     save_samples(samples, run.dir.samples_parquet)
-    said = []
-    if cfg.dump_dataset:
-        dump = dump_selected(samples, Path(cfg.input_dir), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
-                             cfg.lightly['loader']['num_workers'], cfg.max_image_pixels)
-        logger.info('wrote %d images to %s', dump.n_written, run.dir.sampled.name)
-        if dump.failed: said.append(f'{len(dump.failed)} selected images could not be written, the first is {next(iter(dump.failed))}.')
-        if dump.n_enlarged: said.append(f'{dump.n_enlarged} images were enlarged to the output_image_size asked for.')
-    return samples, {'notices': said}
+    return samples, {'notices': dump_stage(run, samples) if cfg.dump_dataset else []}
+
+def dump_stage(
+    run: Run,               # run
+    samples: pd.DataFrame,  # sample table after selection
+) -> list[str]:             # what a user should know about the images written, in sentences
+    "Write the selected images."
+    cfg, said = run.cfg, []
+    dump = dump_selected(samples, Path(cfg.input_dir), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
+                         cfg.lightly['loader']['num_workers'], cfg.max_image_pixels)
+    logger.info('wrote %d images to %s', dump.n_written, run.dir.sampled.name)
+    if dump.failed:
+        said.append(f'{len(dump.failed)} selected images could not be written, the first is {next(iter(dump.failed))}.')
+    if dump.n_enlarged:
+        said.append(f'{dump.n_enlarged} dumped images were enlarged to the output_image_size asked for.')
+    for sentence in said: logger.warning(sentence)
+    return said
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #c16f3349
-def command(run: Run) -> str:  # shell words
+def command(
+    run: Run,   # run
+) -> str:       # shell words
     "The command that repeats a run."
     return shlex.join(['lightly-curate', *yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))])
 
@@ -192,43 +287,57 @@ def describe_job(
     report_s: float, # seconds the report has taken so far
 ) -> dict[str, Any]: # what, when, where, how long
     "Facts about how the result came about."
-    marks = [mark for o in STAGES if (mark := read_mark(run.dir, o)) is not None]
+    marks = [finished_mark(run, o) for o in STAGES[:-1]]
     seconds = {o.stage: round(o.seconds, 3) for o in marks} | {'report': round(report_s, 3)}
-    embedded = next(o for o in marks if o.stage == 'embed')
-    return {'command': command(run), 'started_at': marks[0].started_at, 'finished_at': time.strftime(TIME),
-            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'machine': describe_machine(embedded.result['device']),
+    device = finished_mark(run, 'embed').result['device']
+    return {'command': command(run), 'source': 'embeddings' if run.cfg.embeddings else 'images',
+            'started_at': marks[0].started_at, 'finished_at': time.strftime(TIME),
+            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'machine': describe_machine(device),
             'versions': installed_versions(), 'config': asdict(run.cfg)}
 
-def report_stage(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def report_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Statistics, plots and report.json."
     cfg, samples, begun = run.cfg, table_after(run, 'deliver'), time.perf_counter()
     vectors, max_bytes, seed = selection_vectors(run), cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed']
-    before = pairwise_stats(vectors.of(available(samples)).emb, max_bytes, seed)
-    after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed, edges=before.edges)
-    input_dir = Path(cfg.input_dir) if Path(cfg.input_dir).is_dir() else None
-    made = write_plots(run.dir, samples, vectors, before, after, input_dir, cfg.n_example_images, seed, cfg.max_image_pixels)
-    facts = {o: read_mark(run.dir, o).result for o in ('embed', 'select', 'deliver')}  # type: ignore[union-attr]
-    asked = {'n_samples': cfg.stopping_condition.n_samples, 'min_distance': cfg.stopping_condition.min_distance}
-    stopping = {'method': cfg.method, 'asked': asked, 'n_samples': facts['select']['n_target'], 'ended_by': facts['select']['ended_by']}
-    saved = savings(count_samples(samples)['removed'], asdict(cfg.savings.usd_per_image), asdict(cfg.savings.kg_co2_per_image))
-    report = build_report(samples, describe_job(run, time.perf_counter() - begun), stopping, facts['embed']['weights'], before, after, saved,
-                          made, [*notices(cfg), *facts['deliver']['notices']])
+    input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
+    with Progress('reporting', 2 + n_figures(cfg.n_example_images), 'parts') as progress:
+        before = pairwise_stats(vectors.of(available(samples)).emb, max_bytes, seed)
+        progress.advance()
+        after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed, edges=before.edges)
+        progress.advance()
+        made = write_plots(run.dir, samples, vectors, before, after, input_dir, cfg.n_example_images, seed,
+                           cfg.max_image_pixels, progress.advance)
+    facts = {o: finished_mark(run, o).result for o in ('scan', 'embed', 'select', 'deliver')}
+    asked = asdict(cfg.stopping_condition)
+    stopping = {'method': cfg.method, 'asked': asked, 'n_samples': facts['select']['n_target'],
+                'ended_by': facts['select']['ended_by']}
+    n_removed = count_samples(samples)['removed']
+    saved = savings(n_removed, asdict(cfg.savings.usd_per_image), asdict(cfg.savings.kg_co2_per_image))
+    said = [*notices(cfg), *facts['scan']['notices'], *facts['deliver']['notices']]
+    job = describe_job(run, time.perf_counter() - begun)
+    report = build_report(samples, job, stopping, facts['embed']['weights'], before, after, saved, made, said)
     write_report(report, run.dir.report_json)
     return samples, {}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #caee88fe
-def render(run: Run) -> None:
+def render(
+    run: Run,  # run with report.json and plots
+) -> None:
     "Make report.pdf and report.html from report.json and the plots."
     if run.dir.report_pdf.is_file() and run.dir.report_html.is_file(): return
+    from lightly_curate.report.render import render_html, render_pdf
     begun = time.perf_counter()
+    logger.info('making report.html and report.pdf')
     page = run_job('report', run.dir)
     render_html(page, run.dir.report_html)
     render_pdf(page, run.dir.report_pdf, attachments=[run.dir.report_json])
     logger.info('report.pdf and report.html: done in %.1f s', time.perf_counter() - begun)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #3cc3955c
-WORK = {'scan': scan_stage, 'clean': clean_stage, 'embed': embed_stage, 'select': select_stage, 'deliver': deliver_stage,
-        'report': report_stage}
+WORK = {'scan': scan_stage, 'clean': clean_stage, 'embed': embed_stage, 'select': select_stage,
+        'deliver': deliver_stage, 'report': report_stage}
 STAGES_OF = {'embed': ('scan', 'clean', 'embed'), 'select': ('select', 'deliver'), 'report': ('report',)}
 
 def stages_to_do(
@@ -239,7 +348,9 @@ def stages_to_do(
     return [*given, *(stage for step in cfg.steps for stage in STAGES_OF[step])]
 
 @contextmanager
-def watched(run: Run) -> Iterator[None]:
+def watched(
+    run: Run,  # run
+) -> Iterator[None]:
     "Log into the run folder and keep its status file while the block runs."
     run.dir.state.mkdir(parents=True, exist_ok=True)
     with logging_to(logging.FileHandler(run.dir.log, encoding='utf-8')), listening(draw), \
@@ -253,7 +364,7 @@ def curate(
     todo = stages_to_do(run.cfg)
     with watched(run):
         for sentence in notices(run.cfg): logger.info(sentence)
-        if 'embed' in todo and not run.cfg.embeddings and read_mark(run.dir, 'embed') is None: try_weights(run)
+        if 'embed' in todo and not run.cfg.embeddings and not is_done(run, 'embed'): try_weights(run)
         for stage in todo: run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
     return table_after(run, todo[-1])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from ..core.config import nearest_existing
 
 # %% auto #0
 __all__ = ['Check', 'check', 'look_at_torch', 'look_at_gpu', 'look_at_weights', 'look_at_pdf', 'look_at_kernel', 'look_at_video',
@@ -36,16 +37,19 @@ def check(
         return Check(what, False, f'{type(error).__name__}: {error}')
 
 # %% ../../nbs/80_run/83_sanity.ipynb #15be53ff
-def look_at_torch() -> str:
+def look_at_torch() -> str:  # its version
+    "Whether torch can be imported."
     import torch
     return f'torch {torch.__version__}'
 
-def look_at_gpu() -> str:
+def look_at_gpu() -> str:  # its name and memory, or that there is none
+    "Whether there is a GPU; its absence is no failure."
     import torch
     if not torch.cuda.is_available(): return 'none, the CPU is used'
     return f'{torch.cuda.get_device_name(0)}, {torch.cuda.get_device_properties(0).total_memory/1e9:.0f} GB'
 
-def look_at_weights() -> str:
+def look_at_weights() -> str:  # what the built-in backbone gives
+    "Whether the built-in weights load and give vectors of the right size."
     import torch
     from lightly_curate.learn.backbone import load_backbone
     backbone = load_backbone()
@@ -53,24 +57,29 @@ def look_at_weights() -> str:
     if out.shape != (1, backbone.n_features): raise ValueError(f'one image gives {tuple(out.shape)}')
     return f'{backbone.name}, {backbone.n_features} features, input {backbone.input_size} px'
 
-def look_at_pdf() -> str:
+def look_at_pdf() -> str:  # version of the typesetter, size of a small PDF
+    "Whether a PDF can be made."
     import typst
     size = len(typst.compile(b'Does it print?'))
     return f'typst {metadata.version("typst")}, {size:,} bytes for one line'
 
 # %% ../../nbs/80_run/83_sanity.ipynb #3930019c
-def look_at_kernel() -> str:
+def look_at_kernel() -> str:  # the kernel and what it starts
+    "Whether the kernel of a job is installed."
     from jupyter_client.kernelspec import KernelSpecManager
     argv = KernelSpecManager().get_kernel_spec('python3').argv
     return f'python3, ipykernel {metadata.version("ipykernel")}, starts {Path(argv[0]).name}'
 
-def look_at_video() -> str:
+def look_at_video() -> str:  # version of the decoder
+    "Whether the video decoder is there."
     import av
     return f'PyAV {av.__version__}; this version reads images only'
 
-def look_at_disk(folder: str) -> str:
-    above = Path(folder).absolute()
-    while not above.exists(): above = above.parent
+def look_at_disk(
+    folder: str,  # output_dir, may not exist yet
+) -> str:         # room on its disk
+    "Whether a file can be written where the runs go, and how much room there is."
+    above = nearest_existing(folder)
     with tempfile.TemporaryFile(dir=above): free = shutil.disk_usage(above).free
     return f'{free/1e9:,.0f} GB free at output_dir'
 
@@ -82,8 +91,9 @@ def sanity_checks(
         Check('Python', True, f'{platform.python_version()} on {platform.system()} {platform.machine()}'),
         check('lightly_curate', lambda: metadata.version('lightly_curate')),
         check('workers', lambda: f'{os.cpu_count()} cores'),
-        check('torch', look_at_torch), check('GPU', look_at_gpu), check('weights', look_at_weights), check('PDF', look_at_pdf),
-        check('jobs', look_at_kernel), check('video', look_at_video), check('disk', lambda: look_at_disk(output_dir)),
+        check('torch', look_at_torch), check('GPU', look_at_gpu), check('weights', look_at_weights),
+        check('PDF', look_at_pdf), check('jobs', look_at_kernel), check('video', look_at_video),
+        check('disk', lambda: look_at_disk(output_dir)),
     ]
 
 def sanity_text(
@@ -92,4 +102,5 @@ def sanity_text(
     "Outcomes as a small table and a last line that says it all."
     lines = [f'{"ok  " if o.works else "FAIL"}  {o.what:15} {o.found}' for o in checks]
     n_bad = sum(not o.works for o in checks)
-    return '\n'.join([*lines, 'Everything a run needs works.' if not n_bad else f'{n_bad} of {len(checks)} do not work.'])
+    summary = f'{n_bad} of {len(checks)} do not work.' if n_bad else 'Everything a run needs works.'
+    return '\n'.join([*lines, summary])

@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.config import (CurateConfig, check_config, check_paths, compose_config, config_yaml, parse_config, resolve,
-                                        tidy_override, without_token)
-from ..core.errors import ConfigError, InputError
+from ..core.config import (CurateConfig, check_config, check_paths, compose_config, config_yaml,
+                                        parse_config, resolve, tidy_override, without_token)
+from ..core.errors import ConfigError, InputError, OutputError
 from ..core.rundir import RunDir, replacing
-from ..core.stages import check_marks
+from ..core.stages import check_marks, read_mark
 
 # %% auto #0
-__all__ = ['Run', 'create_run', 'open_run']
+__all__ = ['Run', 'check_steps', 'create_run', 'open_run']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
@@ -24,6 +24,18 @@ class Run:
     "A checked configuration and the folder it is carried out in."
     cfg: CurateConfig   # resolved
     dir: RunDir         # its files
+
+def check_steps(
+    run_dir: RunDir,     # run folder, may be new
+    cfg: CurateConfig,   # resolved configuration
+) -> None:
+    "Refuse steps whose predecessor is neither asked for nor finished."
+    for step, stage, made_by in (('select', 'embed', 'embed'), ('report', 'deliver', 'select')):
+        if step not in cfg.steps or made_by in cfg.steps or (step == 'select' and cfg.embeddings): continue
+        if read_mark(run_dir, stage) is None:
+            raise ConfigError([f'steps is [{",".join(cfg.steps)}], and the run folder {run_dir.root} holds '
+                               f'no finished {made_by}; add {made_by} to steps, '
+                               'or give the run_directory of a run in which it has finished'])
 
 def create_run(
     cfg: CurateConfig,          # composed, not yet checked
@@ -36,9 +48,15 @@ def create_run(
     cfg = resolve(cfg, time.localtime())
     run_dir = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
     check_marks(run_dir, cfg)
+    check_steps(run_dir, cfg)
     overrides_text = ''.join(f'- {json.dumps(o, ensure_ascii=False)}\n' for o in without_token(overrides)) or '[]\n'
-    run_dir.state.mkdir(parents=True, exist_ok=True)
-    for path, text in [(run_dir.config_yaml, config_yaml(cfg)), (run_dir.overrides_yaml, overrides_text), (run_dir.hydra_yaml, hydra)]:
+    try:
+        run_dir.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f'the run folder {run_dir.root} cannot be made ({error.strerror}); '
+                          'choose another output_dir') from None
+    texts = {run_dir.config_yaml: config_yaml(cfg), run_dir.overrides_yaml: overrides_text, run_dir.hydra_yaml: hydra}
+    for path, text in texts.items():
         with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
     return Run(cfg, run_dir)
 
@@ -46,6 +64,7 @@ def create_run(
 def open_run(
     run_dir: str = '',                # folder of a run that exists; the overrides are not looked at then
     overrides: Sequence[str] = (),    # words such as 'stopping_condition.n_samples=0.3'
+    step: str = '',                   # step that a run which exists must have been made for
 ) -> Run:                             # ready to be carried out
     "Open a run by its folder, or make a new one from overrides."
     if not run_dir:
@@ -54,4 +73,9 @@ def open_run(
     files = RunDir(Path(run_dir).absolute())
     if not files.config_yaml.is_file():
         raise InputError(f'run_dir is {run_dir!r}, which holds no config/config.yaml; give the folder of a run')
-    return Run(parse_config(files.config_yaml.read_text(encoding='utf-8')), files)
+    cfg = parse_config(files.config_yaml.read_text(encoding='utf-8'))
+    if step and step not in cfg.steps:
+        raise InputError(f'run_dir is {run_dir!r}, whose steps are {", ".join(cfg.steps)}; '
+                         f'leave run_dir out and give its input_dir, output_dir and run_directory, '
+                         f'to go on with {step}')
+    return Run(cfg, files)

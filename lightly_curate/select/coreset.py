@@ -4,11 +4,12 @@
 
 # %% ../../nbs/50_select/51_coreset.ipynb #50643128
 from __future__ import annotations
+from collections.abc import Callable
 import numpy as np
 from ..core.errors import SelectionError
 
 # %% auto #0
-__all__ = ['BLOCK_ROWS', 'squared_distances_to', 'check_embeddings', 'check_request', 'k_center', 'random_choice']
+__all__ = ['BLOCK_ROWS', 'squared_distances_to', 'check_embeddings', 'check_request', 'nothing', 'k_center', 'random_choice']
 
 # %% ../../nbs/50_select/51_coreset.ipynb #4fca992d
 BLOCK_ROWS = 4096  # rows whose differences are held at once: 1 MB at d = 64 in float32, about one L2 cache
@@ -32,9 +33,12 @@ def check_embeddings(
     x: np.ndarray,  # (n, d) embeddings
 ) -> np.ndarray:    # (n, d) float32, contiguous; the same array when it already was
     "Embeddings that distances can be computed from; anything else is refused."
-    if x.ndim != 2 or not len(x): raise SelectionError(f'embeddings have shape {x.shape}, needed is (n, d) with n at least 1')
+    if x.ndim != 2 or not len(x):
+        raise SelectionError(f'embeddings have shape {x.shape}, needed is (n, d) with n at least 1')
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad): raise SelectionError(f'{len(bad)} of {len(x)} embeddings hold NaN or Inf, the first in row {bad[0]}; leave those rows out')
+    if len(bad):
+        raise SelectionError(f'{len(bad)} of {len(x)} embeddings hold NaN or Inf, the first in row {bad[0]}; '
+                             'leave those rows out')
     return np.ascontiguousarray(x, dtype=np.float32)
 
 def check_request(
@@ -43,16 +47,22 @@ def check_request(
     min_distance: float,   # smallest distance of two chosen rows
 ) -> None:
     "Refuse a choice that cannot be made."
-    if not 1 <= n_samples <= n: raise SelectionError(f'n_samples is {n_samples}, allowed is 1 to {n}, the number of embeddings')
-    if not min_distance >= 0: raise SelectionError(f'min_distance is {min_distance}, allowed is 0 (inactive) or more')
+    if not 1 <= n_samples <= n:
+        raise SelectionError(f'n_samples is {n_samples}, allowed is 1 to {n}, the number of embeddings')
+    if not min_distance >= 0:
+        raise SelectionError(f'min_distance is {min_distance}, allowed is 0 (inactive) or more')
 
 # %% ../../nbs/50_select/51_coreset.ipynb #bed92edf
+def nothing() -> None:
+    "What is called when nobody counts along."
+
 def k_center(
     x: np.ndarray,              # (n, d) embeddings
     n_samples: int,             # most rows to choose, 1 to n
     min_distance: float = 0.,   # stop when the next choice would be closer than this to a chosen row; 0 means never
     first: int = 0,             # row to start from
-) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows in order of choice; (k,) float32 distance of each to those before, inf for the first
+    on_choice: Callable[[], None] = nothing,  # called after each choice
+) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows as chosen; (k,) float32 distance to those before, inf first
     "Greedy k-center selection, farthest first (Gonzalez 1985)."
     x = check_embeddings(x)
     check_request(len(x), n_samples, min_distance)
@@ -69,6 +79,7 @@ def k_center(
         np.minimum(nearest, squared_distances_to(x, x[row]), out=nearest)
         nearest[row] = -1
         row = int(nearest.argmax())
+        on_choice()
     return np.array(rows, dtype=np.int64), np.array(gaps, dtype=np.float32)
 
 # %% ../../nbs/50_select/51_coreset.ipynb #0893b56e
@@ -77,12 +88,15 @@ def random_choice(
     n_samples: int,             # most rows to choose, 1 to n
     min_distance: float = 0.,   # pass over rows closer than this to a chosen one; 0 means no row
     seed: int = 1,              # of the random order
-) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows in order of choice; (k,) float32 distance of each to those before, NaN when not asked for
+    on_choice: Callable[[], None] = nothing,  # called after each choice
+) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows as chosen; (k,) float32 distance to those before, NaN if unasked
     "Uniform random selection."
     x = check_embeddings(x)
     check_request(len(x), n_samples, min_distance)
     order = np.random.default_rng(seed).permutation(len(x))
-    if min_distance == 0: return order[:n_samples].astype(np.int64), np.full(n_samples, np.nan, dtype=np.float32)
+    if min_distance == 0:
+        for _ in range(n_samples): on_choice()
+        return order[:n_samples].astype(np.int64), np.full(n_samples, np.nan, dtype=np.float32)
     nearest = np.full(len(x), np.inf, dtype=np.float32)
     rows: list[int] = []
     gaps: list[float] = []
@@ -93,4 +107,5 @@ def random_choice(
         rows.append(int(row))
         gaps.append(float(gap))
         np.minimum(nearest, squared_distances_to(x, x[row]), out=nearest)
+        on_choice()
     return np.array(rows, dtype=np.int64), np.array(gaps, dtype=np.float32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from ..core.errors import SelectionError
-from ..core.progress import logger
+from ..core.progress import Progress, logger
 from ..core.samples import available, with_columns
 from ..embed.vectors import Vectors
 from .coreset import k_center, random_choice
@@ -22,11 +22,18 @@ __all__ = ['Chosen', 'METHODS', 'choose_coreset', 'Selection', 'select']
 # %% ../../nbs/50_select/53_select.ipynb #4964065a
 Chosen = tuple[np.ndarray, np.ndarray]
 
-def choose_coreset(x: np.ndarray, n_samples: int, min_distance: float, seed: int) -> Chosen:
+def choose_coreset(
+    x: np.ndarray,                   # (n, d) embeddings
+    n_samples: int,                  # most rows to choose, 1 to n
+    min_distance: float,             # stop when the next choice would be closer than this; 0 means never
+    seed: int,                       # not used, every method takes one
+    on_choice: Callable[[], None],   # called after each choice
+) -> Chosen:                         # (k,) int64 rows in order of choice; (k,) float32 gaps
     "Greedy k-center from the first row; the seed plays no part."
-    return k_center(x, n_samples, min_distance)
+    return k_center(x, n_samples, min_distance, on_choice=on_choice)
 
-METHODS: dict[str, Callable[[np.ndarray, int, float, int], Chosen]] = {'coreset': choose_coreset, 'random': random_choice}
+METHODS: dict[str, Callable[[np.ndarray, int, float, int, Callable[[], None]], Chosen]] = {
+    'coreset': choose_coreset, 'random': random_choice}
 
 # %% ../../nbs/50_select/53_select.ipynb #7411142d
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ def select(
         logger.info('selecting is skipped: all %d available samples are kept', len(rows))
         samples = with_columns(samples, rows, selected=True)
         return Selection(samples, n_target, ended_by(n_samples, min_distance, len(rows), len(rows)), 0.)
-    chosen, gaps = METHODS[method](x, n_target, max(min_distance, 0.), seed)
+    with Progress('selecting', n_target, 'samples') as progress:
+        chosen, gaps = METHODS[method](x, n_target, max(min_distance, 0.), seed, progress.advance)
     samples = with_columns(samples, rows[chosen], selected=True, rank=np.arange(len(chosen)), gap=gaps)
     others = np.setdiff1d(np.arange(len(rows)), chosen)
     covering = 0.

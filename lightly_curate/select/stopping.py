@@ -27,7 +27,7 @@ class EndedBy(str, Enum):
     "What ended a selection."
     N_SAMPLES = 'n_samples'        # as many as asked for
     MIN_DISTANCE = 'min_distance'  # every other sample is closer than that to a chosen one
-    EXHAUSTED = 'exhausted'        # more or as many were asked for than there are
+    EXHAUSTED = 'exhausted'        # every available sample was taken
     NONE = 'none'                  # no stopping condition was set: everything is kept
 
 def ended_by(
