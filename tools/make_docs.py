@@ -16,8 +16,7 @@ CELL_OPTION = re.compile(r'^#\|.*\n?', re.M)
 
 def title(nb, file: Path) -> str:
     text = '\n'.join(o.source for o in nb.cells if o.cell_type != 'code')
-    found = re.search(r'^(?:title: |# )(.*)', text, re.M)
-    return found[1] if found else file.stem
+    return (re.findall(r'^(?:title: |# )(.*)', text, re.M) or [file.stem])[0]
 
 
 def as_markdown(cell):

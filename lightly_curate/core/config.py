@@ -18,7 +18,7 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'NUMBERS',
-           'N_SAMPLES_WORDS', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'MAX_INPUT_SIZE',
+           'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'MAX_INPUT_SIZE',
            'MIN_INPUT_SIZE', 'MODELS', 'MAX_OUTPUT_SIZE', 'CONFIG_NAME', 'ACTING', 'option', 'StoppingCondition',
            'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves',
            'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token', 'nearest_keys',
@@ -45,7 +45,7 @@ class StoppingCondition:
 @dataclass
 class Datapool:
     "A pool of samples that grows from run to run."
-    name: str | None = option(None, 'name of the datapool')
+    name: str | None = option(None, 'name of the datapool (not in this version)')
     keep_history: bool = option(True, 'keep a backup of all previous states of the pool')
 
 @dataclass
@@ -110,12 +110,12 @@ class CurateConfig:
         'png', "format of the dumped images: 'png', 'jpg', 'webp', 'bmp', 'tiff' or 'original' (plain copies)")
     checkpoint: str = option('', 'checkpoint of a backbone, relative to shared_dir')
     embeddings: str = option('', 'embeddings (.csv, .npy, .parquet) relative to shared_dir; nothing is embedded then')
-    enable_training: bool = option(False, 'train before embedding, only without embeddings')
+    enable_training: bool = option(False, 'train before embedding (not in this version)')
     normalize_embeddings: bool = option(True, 'scale the embeddings to unit length before selecting')
     method: str = option('coreset', "choose from 'coreset', 'random'")
     stopping_condition: StoppingCondition = field(default_factory=StoppingCondition)
     datapool: Datapool = field(default_factory=Datapool)
-    upload_dataset: bool = option(False, 'hand the selected samples over')
+    upload_dataset: bool = option(False, 'hand the selected samples over (not in this version)')
     n_example_images: int = option(6, 'retained/removed pairs to show in the report, an even number')
     memory_requirement_in_GB: float = option(2, 'most memory for the distances of the statistics, in GB')
     savings: Savings = field(default_factory=Savings)
@@ -271,6 +271,12 @@ def fits(
     if isinstance(default, list): return isinstance(value, list)
     return isinstance(value, str) or is_number
 
+# %% ../../nbs/00_core/01_config.ipynb #23113b72
+LATER = ('pretagging', 'pretagging_debug', 'pretagging_config', 'pretagging_upload', 'scorer', 'scorer_config',
+         'active_learning_score_column_name', 'append_weak_labels', 'selected_sequence_length',
+         'relevant_filenames_file', 'worker', 'datasource', 'object_level', 'active_learning', 'lightly.upload',
+         'lightly.resize')
+
 def check_override(
     override: str,              # tidied word
     known: dict[str, Any],      # dotted key -> default
@@ -291,6 +297,8 @@ def check_override(
     groups = {o.rsplit('.', i)[0] for o in known for i in range(1, o.count('.') + 1)}
     if name not in known and name not in groups:
         if (parsed.is_add() or parsed.is_force_add()) and name.startswith('lightly.'): return None
+        if name.split('.')[0] in LATER or name in LATER:
+            return f'{name} is a key of the original that is not part of this version; leave it out'
         near = nearest_keys(name, list(known))
         hint = f', did you mean {" or ".join(near)}?' if near else '; --help lists all keys'
         return f'{name} is no known key{hint}'
@@ -437,6 +445,10 @@ def step_faults(
                 "steps holds 'embed' and embeddings is set; leave one out"),
         *unless(not cfg.embeddings or suffix in EMBEDDING_FORMATS,
                 f'embeddings is {cfg.embeddings!r}, allowed is a file that ends in {", ".join(EMBEDDING_FORMATS)}'),
+        *unless(cfg.lightly['model']['name'] in ('auto', 'builtin') or bool(cfg.checkpoint or cfg.embeddings)
+                or cfg.enable_training,
+                f'lightly.model.name is {cfg.lightly["model"]["name"]!r}, for which no weights come with this package; '
+                'give its checkpoint=, or leave the key out for the built-in backbone'),
         *unless(not cfg.enable_training and 'train' not in cfg.steps,
                 'training is not part of this version; train with lightly-ssl-train '
                 'and pass its checkpoint as checkpoint='),
