@@ -263,11 +263,13 @@ def test_dump_of_images_that_are_not_there_is_refused(run, work):
 
 
 def test_a_lost_result_is_made_again(run, work, sample_folder):
-    before = run.sampled_filenames.read_bytes()
-    run.sampled_filenames.unlink()
+    before, page = run.sampled_filenames.read_bytes(), run.report_pdf.stat().st_mtime_ns
+    for lost in (run.sampled_filenames, run.report_json): lost.unlink()
     finish(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=first', 'stopping_condition.n_samples=0.3',
            'dump_dataset=True', 'output_image_size=64', cwd=work)
     assert run.sampled_filenames.read_bytes() == before
+    assert run.report_json.is_file()
+    assert run.report_pdf.stat().st_mtime_ns != page, 'the page shows the new report.json, not the lost one'
 
 
 def test_killed_and_started_again(run, work, sample_folder):

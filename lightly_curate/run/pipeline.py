@@ -42,7 +42,7 @@ from ..select.select import select
 __all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
            'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'scan_stage', 'clean_stage',
            'given_weights', 'device_name', 'backbone_request', 'try_weights', 'embed_stage', 'selection_vectors',
-           'select_stage', 'deliver_stage', 'dump_stage', 'command', 'describe_job', 'report_stage', 'render',
+           'select_stage', 'deliver_stage', 'dump_images', 'command', 'describe_job', 'report_stage', 'render',
            'stages_to_do', 'watched', 'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
@@ -257,9 +257,9 @@ def deliver_stage(
     if cfg.normalize_embeddings:
         write_available_embeddings(samples, selection_vectors(run), run.dir.normalized_embeddings_csv)
     save_samples(samples, run.dir.samples_parquet)
-    return samples, {'notices': dump_stage(run, samples) if cfg.dump_dataset else []}
+    return samples, {'notices': dump_images(run, samples) if cfg.dump_dataset else []}
 
-def dump_stage(
+def dump_images(
     run: Run,               # run
     samples: pd.DataFrame,  # sample table after selection
 ) -> list[str]:             # what a user should know about the images written, in sentences
@@ -317,6 +317,7 @@ def report_stage(
     saved = savings(n_removed, asdict(cfg.savings.usd_per_image), asdict(cfg.savings.kg_co2_per_image))
     said = [*notices(cfg), *facts['scan']['notices'], *facts['deliver']['notices']]
     job = describe_job(run, time.perf_counter() - begun)
+    for page in (run.dir.report_pdf, run.dir.report_html): page.unlink(missing_ok=True)  # of an earlier report.json
     report = build_report(samples, job, stopping, facts['embed']['weights'], before, after, saved, made, said)
     write_report(report, run.dir.report_json)
     return samples, {}
