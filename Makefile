@@ -82,7 +82,7 @@ sync:            ## notebooks are clean and the modules are what they export
 readme-check:    ## README.md is what nbs/index.ipynb says
 	@$(BIN)/python tools/make_readme.py --check
 lint:            ## ruff on notebooks, modules, tests and tools
-	@$(BIN)/python -m ruff check nbs lightly_curate tests tools setup.py
+	@$(BIN)/python -m ruff check nbs lightly_curate tests tools benchmarks setup.py
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; else echo "hadolint: no wheel for this machine, Dockerfile not linted"; fi
 types:           ## mypy on the package
 	@$(BIN)/python -m mypy

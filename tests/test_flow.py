@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from lightly_curate.core.rundir import RunDir
 from lightly_curate.core.samples import check_samples, count_samples, load_samples
-from lightly_curate.embed.embedding_csv import read_embeddings
+from lightly_curate.embed.embedding_csv import read_embeddings, write_embeddings
 from lightly_curate.report.report import REPORT_SCHEMA
 
 pytestmark = pytest.mark.smoke
@@ -56,9 +56,10 @@ def all_distances(x: np.ndarray) -> np.ndarray:
 
 
 DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/embeddings.csv data/normalized_embeddings.csv
-data/selected_embeddings.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
+data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
 filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
-report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/scatter_pca.png
+report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
+plots/selection_curve.png plots/scatter_pca.png
 plots/scatter_pca_no_overlay.png""".split()
 DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in ('', '_no_overlay')]
 
@@ -188,6 +189,7 @@ def test_embeddings_from_a_file(run, work, sample_folder, form):
 
 def test_minimum_distance_and_neither(run, work, sample_folder):
     shared = work/'shared'
+    shared.mkdir(exist_ok=True)
     shutil.copy(run.embeddings_csv, shared/'given.csv')
     words = [f'shared_dir={shared}', 'output_dir=out', 'embeddings=given.csv', 'steps=[select]']
     table = read_embeddings(run.normalized_embeddings_csv)
@@ -201,7 +203,7 @@ def test_minimum_distance_and_neither(run, work, sample_folder):
     assert reach.max() < smallest, 'more would have been allowed'
     everything = finish(*words, 'run_directory=all', cwd=work)
     assert sorted(names(everything.sampled_filenames)) == sorted(read_embeddings(run.embeddings_csv).filenames)
-    assert 'Neither stopping condition is set' in everything.log.read_text()
+    assert 'No stopping condition is set' in everything.log.read_text()
 
 
 def test_faults_are_told_at_once_and_together(work):
@@ -332,3 +334,161 @@ def test_removed_samples_say_what_stands_for_them(run):
         assert row['step'] == 'removed'
         assert row['kept_instead'] == samples.loc[sample['nearest_selected'], 'filename']
         assert float(row['distance']) == pytest.approx(sample['nearest_distance'])
+
+
+def write_marked(path: Path, n: int, masked=(), selected=()) -> np.ndarray:
+    "A file of n embeddings of the plane with the columns masked and selected, as a person edits one; (n, 2) float32."
+    x = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+    with path.open('w', newline='', encoding='utf-8') as file:
+        rows = [[f'{i:03}.jpg', *x[i], int(i in masked), int(i in selected), 0] for i in range(n)]
+        csv.writer(file).writerows([['filenames', 'embedding_0', 'embedding_1', 'masked', 'selected', 'labels'], *rows])
+    return x
+
+
+def plain_greedy(x: np.ndarray, chosen: list[int], n: int) -> list[int]:
+    "Farthest first, the plain way, from rows chosen before to n rows in all."
+    x = x.astype(np.float64)
+    while len(chosen) < n:
+        nearest = np.linalg.norm(x[:, None] - x[chosen][None], axis=-1).min(axis=1)
+        nearest[chosen] = -1
+        chosen = [*chosen, int(nearest.argmax())]
+    return chosen
+
+
+def test_what_was_selected_before_counts(work):
+    "The example of the original's manual: 100 rows, 60 pre-selected, target 50: nothing is added."
+    shared = work/'marked'
+    shared.mkdir()
+    before = list(range(20, 80))
+    x = write_marked(shared/'given.csv', 100, selected=before)
+    words = [f'shared_dir={shared}', 'output_dir=out', 'embeddings=given.csv', 'steps=[select]', 'normalize_embeddings=False']
+    met = finish(*words, 'run_directory=met', 'stopping_condition.n_samples=50', cwd=work)
+    assert names(met.sampled_filenames) == [f'{i:03}.jpg' for i in before]
+    assert len(names(met.removed_filenames)) == 40
+    more = RunDir(work/'out'/'more')
+    finish('select', met.root, 'n_samples=65', 'run_directory=more', 'steps=[select]', cwd=work)
+    assert names(more.sampled_filenames) == [f'{i:03}.jpg' for i in plain_greedy(x, before, 65)]
+
+
+def test_masked_samples_have_no_influence(work, tmp_path):
+    "With rows masked the choice is that among the others alone."
+    masked = list(range(0, 100, 3))
+    x = write_marked(tmp_path/'given.csv', 100, masked=masked)
+    others = np.setdiff1d(np.arange(100), masked)
+    write_embeddings(tmp_path/'others.csv', [f'{i:03}.jpg' for i in others], x[others], [0]*len(others))
+    for name in ('given', 'others'): choose_in_process(tmp_path, f'{name}.csv', name, 'stopping_condition.n_samples=0.5')
+    given, alone = (RunDir(tmp_path/o) for o in ('given', 'others'))
+    assert names(given.sampled_filenames) == names(alone.sampled_filenames)
+    assert len(names(given.sampled_filenames)) == len(others)/2
+    removed = pd.read_csv(given.removed_samples_csv)
+    assert removed.loc[removed['step'] == 'masked', 'filename'].tolist() == [f'{i:03}.jpg' for i in masked]
+    assert not set(names(given.removed_filenames)) & {f'{i:03}.jpg' for i in masked}
+
+
+def choose_in_process(folder: Path, embeddings: str, name: str, *words) -> pd.DataFrame:
+    "Select from a file of embeddings of a folder into folder/name, without a process of its own."
+    from lightly_curate.run.pipeline import curate as carry_out
+    from lightly_curate.run.start import open_run
+    keys = [f'shared_dir={folder}', f'output_dir={folder}', f'embeddings={embeddings}', f'run_directory={name}', 'steps=[select]',
+            'normalize_embeddings=False']
+    return carry_out(open_run(overrides=[*keys, *words]))
+
+
+@pytest.mark.parametrize('method', ['coreset', 'threshold_cover', 'typical', 'random'])
+def test_stops_when_everything_is_covered(tmp_path, method):
+    x = write_marked(tmp_path/'given.csv', 200)
+    samples = choose_in_process(tmp_path, 'given.csv', 'r', f'method={method}', 'stopping_condition.coverage_distance=0.6')
+    chosen = np.flatnonzero(samples['selected'])
+    reach = np.linalg.norm(x[:, None] - x[chosen], axis=2).min(axis=1)
+    assert reach.max() <= .6 and 2 <= len(chosen) < 200
+    assert 'ended by coverage_distance' in (tmp_path/'r'/'log.txt').read_text()
+    last = int(samples['rank'].idxmax())
+    without = np.linalg.norm(x[:, None] - x[np.setdiff1d(chosen, last)], axis=2).min(axis=1)
+    assert without.max() > .6, 'one sample fewer would not have been enough'
+
+
+def test_choose_again_from_images(run, work):
+    "lightly-curate select RUN: the first of the ranking, in a folder beside RUN, from the same vectors, with a report."
+    again = finish('select', 'out/first', 'n_samples=7', cwd=work)
+    assert again.root == work/'out'/'first-select-n_samples-7'
+    assert names(again.sampled_filenames) == names(run.sampled_filenames)[:7]
+    assert again.state_embeddings.samefile(run.state_embeddings)
+    assert not again.sampled.exists(), 'images are dumped only when asked for again'
+    log = again.log.read_text()
+    assert all(f'{o}: started' not in log for o in ('scan', 'clean', 'embed')) and 'select: started' in log
+    report = json.loads(again.report_json.read_text())
+    assert report['counts']['sampled'] == 7 and report['job']['source'] == 'images'
+    assert any('Chosen again from the vectors of the run' in o for o in report['notices'])
+    assert any(o['plot'] for o in report['examples']), 'the pictures are still found'
+    assert len(names(run.sampled_filenames)) > 7 and load_samples(run.samples_parquet)['selected'].sum() > 7
+
+
+def test_choose_again_by_other_means(run, work):
+    "Keys of earlier steps, other faults, and a run that has not come to vectors are refused, all at once."
+    answer = curate('select', 'out/first', 'input_dir=x', 'checkpoint=y', 'n_sampels=3', cwd=work)
+    assert answer.returncode == 2 and answer.stderr.count('error: ') == 3, answer.stderr
+    assert 'did you mean stopping_condition.n_samples?' in answer.stderr
+    answer = curate('select', work, 'n_samples=3', cwd=work)
+    assert answer.returncode == 2 and 'is no folder of a run' in answer.stderr
+    answer = curate('n_samples=3', 'input_dir=x', cwd=work)
+    assert answer.returncode == 2 and 'n_samples is no known key' in answer.stderr, 'short names are for select RUN alone'
+
+
+def test_two_runs_with_a_datapool(run, work, sample_folder):
+    "The second run adds to what the first one chose, and its report tells of both."
+    shared = work/'pools'
+    shared.mkdir()
+    pooled = ['datapool.name=pool', f'shared_dir={shared}', 'n_samples=5']
+    first = finish('select', run.root, *pooled, 'run_directory=monday', 'steps=[select]', cwd=work)
+    second = finish('select', run.root, *pooled, 'run_directory=tuesday', cwd=work)
+    chosen = [names(o.sampled_filenames) for o in (first, second)]
+    assert [*chosen[0], *chosen[1]] == names(run.sampled_filenames)[:10], 'members steer the choice as if just chosen'
+    assert read_embeddings(shared/'pool'/'datapool_latest.csv').filenames == [*chosen[0], *chosen[1]]
+    counts = count_samples(load_samples(second.samples_parquet))
+    assert (counts['member'], counts['sampled']) == (5, 5)
+    report = json.loads(second.report_json.read_text())
+    assert report['counts'] == counts
+    told = report['datapool']
+    assert (told['name'], told['members_before'], told['new'], told['members_after']) == ('pool', 5, 5, 10)
+    finish('select', run.root, *pooled, 'run_directory=tuesday', cwd=work)
+    assert len(read_embeddings(shared/'pool'/'datapool_latest.csv').filenames) == 10
+    smaller = finish('select', second.root, 'n_samples=3', 'steps=[select]', cwd=work)
+    assert names(smaller.sampled_filenames) == chosen[1][:3], 'the same choice against the pool as it was on tuesday'
+    assert count_samples(load_samples(smaller.samples_parquet))['member'] == 5
+    assert len(read_embeddings(shared/'pool'/'datapool_latest.csv').filenames) == 10, 'nothing is added'
+
+
+def test_nothing_new_is_needed(tmp_path):
+    "A pool that covers everything: an empty choice, and a run that ends well."
+    write_marked(tmp_path/'given.csv', 50)
+    choose_in_process(tmp_path, 'given.csv', 'first', 'datapool.name=pool', 'stopping_condition.coverage_distance=0.5')
+    samples = choose_in_process(tmp_path, 'given.csv', 'second', 'datapool.name=pool', 'stopping_condition.coverage_distance=0.5')
+    counts = count_samples(samples)
+    assert counts['sampled'] == 0 and counts['removed'] == counts['available'] > 0
+    assert names(RunDir(tmp_path/'second').sampled_filenames) == []
+
+
+def test_checkpoint_of_the_datapool_is_used_again(tmp_path, sample_folder):
+    "The first run names a checkpoint, the second does not: its vectors come from the same weights. Built-in ones are refused."
+    from lightly_curate.core.errors import EmbeddingsError
+    from lightly_curate.run.pipeline import curate as carry_out
+    from lightly_curate.run.start import open_run
+    from test_backbone import save_lightly_checkpoint
+    for i, path in enumerate(sorted(o for o in sample_folder.rglob('*.jpg'))[:12]):
+        (tmp_path/f'photos{i % 2}').mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path/f'photos{i % 2}'/f'{i}.jpg')
+    save_lightly_checkpoint(tmp_path/'mine.ckpt', 'resnet-9', .125, 8)
+    def add(i, *words):
+        keys = [f'input_dir={tmp_path}/photos{i}', f'shared_dir={tmp_path}', f'output_dir={tmp_path}/out', 'stopping_condition.n_samples=2',
+                'datapool.name=pool', 'lightly.collate.input_size=32', 'steps=[embed,select]', 'lightly.loader.num_workers=1']
+        run = open_run(overrides=[*keys, *words])
+        carry_out(run)
+        return json.loads(run.dir.mark('embed').read_text())['result']['weights']
+    first = add(0, 'checkpoint=mine.ckpt', 'run_directory=a')
+    (tmp_path/'mine.ckpt').unlink()
+    second = add(1, 'run_directory=b')
+    assert second['sha256'] == first['sha256'] and second['n_features'] == 8
+    assert len(read_embeddings(tmp_path/'pool'/'datapool_latest.csv').filenames) == 4
+    save_lightly_checkpoint(tmp_path/'other.ckpt', 'resnet-9', .25, 8)
+    with pytest.raises(EmbeddingsError): add(1, 'checkpoint=other.ckpt', 'run_directory=c')
+    assert not RunDir(tmp_path/'out'/'c').embeddings_csv.exists(), 'refused before an image was read'

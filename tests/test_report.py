@@ -1,6 +1,7 @@
 "The report as a whole: a run of our own pictures, made, written, shown."
 import json
 import re
+import shutil
 import warnings
 
 import nbformat
@@ -24,7 +25,8 @@ from lightly_curate.report.plots import BLUE, PALE, plot_selection, png
 from lightly_curate.report.project import MAX_POINTS, Layout, pca, umap_layout
 from lightly_curate.report.report import (
     build_report, describe_machine, installed_versions, read_report, validate_report, write_plots, write_report)
-from lightly_curate.report.stats import pairwise_stats, savings
+from lightly_curate.report.stats import neighbor_stats, pairwise_stats, savings
+from lightly_curate.select.budget import curve_choices, selection_curve
 from lightly_curate.select.coreset import k_center
 from lightly_curate.select.distances import nearest
 
@@ -51,21 +53,31 @@ def curate(folder, share):
     return samples, vectors
 
 
-def make_report(run_dir, samples, vectors, input_dir, max_bytes=2e9, n_examples=6, ended_by='n_samples', source='images'):
+def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_examples=6, ended_by='n_samples', source='images',
+                pool=None, method='coreset'):
     "All that the pipeline does for the report."
-    before = pairwise_stats(vectors.emb, max_bytes, seed=1)
-    after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed=1, edges=before.edges)
-    made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1)
+    chosen = vectors.of(result_order(samples)).emb
+    before = pairwise_stats(vectors.emb, 2e9, seed=1, max_pairs=max_pairs)
+    after = pairwise_stats(chosen, 2e9, seed=1, edges=before.edges, max_pairs=max_pairs)
+    near = neighbor_stats(vectors.emb, 2e9, max_pairs=max_pairs), neighbor_stats(chosen, 2e9, max_pairs=max_pairs)
+    rows, gaps = k_center(vectors.emb, curve_choices(len(vectors), len(chosen)))
+    curve = selection_curve(vectors.emb, rows, gaps)
+    made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1, curve=curve,
+                       n_selected=len(chosen), pool=pool, neighbors=near)
     job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3', 'source': source,
         'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
         'seconds': {'scan': .25, 'embed': 101.5}, 'machine': describe_machine(), 'versions': installed_versions(),
         'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1}}}
     n_selected, n_features = int(samples['selected'].sum()), vectors.emb.shape[1]
-    asked = {'n_samples': .3, 'min_distance': -1.}
-    stopping = {'method': 'coreset', 'asked': asked, 'n_samples': n_selected, 'ended_by': ended_by}
+    asked = {'n_samples': .3, 'min_distance': -1., 'coverage_distance': -1.}
+    stopping = {'method': method, 'asked': asked, 'outlier_share': 0., 'n_samples': n_selected, 'ended_by': ended_by}
+    n_pool = 0 if pool is None else len(pool)
+    datapool = {'name': 'roads', 'members_before': n_pool, 'new': n_selected, 'members_after': n_pool + n_selected,
+                'members_in_input': 0, 'excluded': 0, 'count_members': False, 'keep_history': True}
     weights = {'origin': 'mean colours', 'sha256': None, 'name': None, 'n_features': n_features, 'input_size': 4}
     saved = savings(len(vectors) - n_selected)
-    report = build_report(samples, job, stopping, weights, before, after, saved, made)
+    report = build_report(samples, job, stopping, weights, before, after, saved, made, curve=curve, neighbors=near,
+                          datapool=None if pool is None else datapool)
     write_report(report, run_dir.report_json)
     return report
 
@@ -86,7 +98,7 @@ def test_files_and_counts(finished):
     standing = samples.loc[result_order(samples)].index.isin(samples['nearest_selected'].dropna())
     n = int(standing.sum())
     pairs = {f'filter_decision_{i*-(-n//6)}' for i in range(6) if i*-(-n//6) < n}
-    histograms = {'distance_distr_before', 'distance_distr_after'}
+    histograms = {'distance_distr_before', 'distance_distr_after', 'nearest_distr', 'selection_curve'}
     assert {o.stem for o in run_dir.plots.iterdir()} == histograms | MAPS | pairs
     assert {o['name'] for o in report['plots']} == {o.stem for o in run_dir.plots.iterdir()}
     assert len(report['examples']) == len(pairs)
@@ -96,6 +108,9 @@ def test_files_and_counts(finished):
         assert sum(o[key] for o in report['folders']['shown']) == report['counts'][key]
     assert report['stopping']['covering_distance'] == pytest.approx(samples['nearest_distance'].max())
     assert report['distances']['after']['min'] >= report['distances']['before']['min']
+    for when in ('before', 'after'):
+        pair, near = report['distances'][when]['min'], report['neighbors'][when]['min']
+        assert pair == pytest.approx(near, rel=1e-5), 'the closest pair is a pair of neighbours'
     assert 'secret' not in run_dir.report_json.read_text()
 
 
@@ -136,20 +151,80 @@ def test_page(finished, root, tmp_path, monkeypatch):
     outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
     shown = [o.data for o in outputs if 'image/png' not in o.data]
     texts = [''.join(o.get('text/markdown', o.get('text/html', ''))) for o in shown]
+    assert_page(report, outputs, texts)
+    assert texts[0].startswith('# Curation report')
+    strip = next(o for o in texts if o.startswith('<table'))
+    found = [str(report['counts'][o]) for o in ('input', 'corrupt', 'duplicate', 'available', 'sampled', 'removed')]
+    assert re.findall('<td>([^<]*)</td>', strip)[:6] == found
+    assert 'datapool' not in '\n'.join(texts), 'what a run does not have is not spoken of'
+
+
+def assert_page(report, outputs, texts):
+    "What every page keeps: words beside pictures, no number of its own, one word for one thing."
     assert all(texts), 'an output has neither markdown nor a table'
     assert all(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
-    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 4 - (-len(report['examples'])//2)
+    n_wide = sum(o['name'] in ('nearest_distr', 'selection_curve') for o in report['plots'])
+    n_pool = sum(o['name'].endswith('_datapool') for o in report['plots'])//2
+    assert sum('image/png' in o.data for o in outputs) == 1 + n_wide + 1 + 4 + n_pool - (-len(report['examples'])//2)
     text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts)).replace(SAVINGS, '')  # names its sources by year
     times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
     percents = [100*o for o in report['shares'].values()]
     estimates = [float(f'{x:.2g}') for o in report['savings'] for x in (o['usd'], o['kg_co2'])]
-    known = np.array(values_in(report) + values_in(times) + percents + estimates)
+    known = np.array(values_in(report) + values_in(times) + percents + estimates + [10, 90, 99])  # and percentiles
     strange = [(x, n) for x, n in numbers_in(text) if not (np.abs(known - x) <= .5001*10.**-n + 1e-9*x).any()]
     assert not strange, strange
-    assert texts[0].startswith('# Curation report')
     assert not re.search('(?i)left out|retained', text), 'one word for one thing'
-    strip = next(o for o in texts if o.startswith('<table'))
-    assert re.findall('<td>([^<]*)</td>', strip)[:6] == [str(report['counts'][o]) for o in report['counts']]
+
+
+def test_page_of_a_run_with_everything(finished, sample_folder, root, tmp_path, monkeypatch):
+    "A random choice of images of which some were masked, too near, outliers or chosen before, added to a datapool."
+    _, _, samples, vectors = finished
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    is_removed = (samples['status'] == 'ok') & ~samples['selected'] & ~samples.index.isin(samples['duplicate_of'].dropna())
+    removed = np.flatnonzero(is_removed)
+    for row, status in zip(removed, ('masked', 'member', 'excluded', 'outlier'), strict=False):
+        samples = with_columns(samples, [row], status=status, reason='as asked', nearest_selected=None)
+    samples = with_columns(samples, result_order(samples)[:1], preselected=True, gap=float('nan'))
+    left = vectors.of(available(samples))
+    report = make_report(RunDir(tmp_path), samples, left, sample_folder, pool=vectors.emb[:20], method='random')
+    execute(root, tmp_path/'report.ipynb', tmp_path)
+    cells = nbformat.read(tmp_path/'report.ipynb', 4).cells
+    outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
+    texts = [''.join(o.data.get('text/markdown', o.data.get('text/html', ''))) for o in outputs if 'image/png' not in o.data]
+    assert_page(report, outputs, texts)
+    text = '\n'.join(texts)
+    assert '1 masked in the embeddings file, 1 in the datapool already, 1 too near' in text and '1 had been chosen before' in text
+    assert '## The datapool' in text and 'held 20 images' in text and 'beside the members of the datapool' in text
+    assert {'Masked', 'Outliers', 'Selected before this run'} <= set(re.findall('<th>([^<]*)</th>', text))
+
+
+def test_curve_of_the_report_is_the_one_of_the_choice(finished):
+    "The covering distance at the end of the curve is that of the selection, and the bound is half of it."
+    _, report, samples, vectors = finished
+    points = report['budget']['points']
+    assert points[-1]['n'] == report['counts']['sampled']
+    assert points[-1]['covering_distance'] == pytest.approx(report['stopping']['covering_distance'], rel=1e-5)
+    assert report['budget']['certificate']['lower_bound'] == pytest.approx(points[-1]['covering_distance']/2)
+    chosen = result_order(samples)[:points[5]['n']]
+    reach = np.linalg.norm(vectors.emb[:, None].astype(float) - vectors.of(chosen).emb[None], axis=-1).min(axis=1)
+    expected = reach.max(), reach.mean(), np.percentile(reach, 99)
+    told = tuple(points[5][o] for o in ('covering_distance', 'mean_distance', 'p99_distance'))
+    assert told == pytest.approx(expected, rel=1e-4)
+
+
+def test_old_report_and_old_figures(finished, tmp_path, monkeypatch):
+    "A report of version 1.0 is told to be made again; figures that a run does not have any more are removed."
+    run_dir, report, samples, vectors = finished
+    shutil.copytree(run_dir.root, tmp_path/'run')
+    old = RunDir(tmp_path/'run')
+    old.report_json.write_text(json.dumps({**report, 'schema_version': '1.0'}))
+    with pytest.raises(ReportError, match='schema version 1.0, this program reads 1.1; run the report step again'):
+        read_report(old.report_json)
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    before = pairwise_stats(vectors.emb, 2e9)
+    write_plots(old, samples, vectors, before, before, None, 0, seed=1)
+    assert {o.stem for o in old.plots.iterdir()} == MAPS | {'distance_distr_before', 'distance_distr_after'}
 
 
 def test_pairs_are_replacements(finished):
@@ -179,7 +254,7 @@ def test_page_with_nothing_removed(source, root, tmp_path, monkeypatch):
     assert 'nothing was saved' in text and 'USD' not in text and 'further than' not in text
     assert ('could be read' in text) == (source == 'images')
     assert ('Embeddings were given' in text) == (source == 'embeddings')
-    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 2
+    assert sum('image/png' in o.data for o in outputs) == 1 + 1 + 1 + 1 + 2
 
 
 def test_page_without_a_run(root, tmp_path, monkeypatch):
@@ -243,9 +318,11 @@ def test_sampled_pairs_and_points(finished, tmp_path, monkeypatch):
     _, _, samples, vectors = finished
     monkeypatch.setattr(report_module, 'umap_layout', no_umap)
     monkeypatch.setattr(report_module, 'rows_to_draw', lambda selected, seed: np.arange(0, len(selected), 2))
-    report = make_report(RunDir(tmp_path), samples, vectors, None, max_bytes=400)
+    report = make_report(RunDir(tmp_path), samples, vectors, None, max_pairs=100)
     assert not report['distances']['before']['exact'] and report['distances']['before']['n_pairs'] == 100
-    assert sum('drawn at random' in o for o in report['notices']) >= 2, report['notices']
+    assert report['distances']['before']['cdf_error'] > 0 and not report['neighbors']['before']['exact']
+    assert sum('drawn at random' in o for o in report['notices']) >= 3, report['notices']
+    assert any(f'off by {report["distances"]["before"]["cdf_error"]:.2g} at most' in o for o in report['notices'])
 
 
 def test_schema_refuses(finished):
@@ -296,6 +373,6 @@ def test_time_of_the_layouts():
 
 
 def test_the_published_schema_is_the_one_in_use():
-    "nbs/report-1.0.schema.json, made by tools/make_schema.py."
+    "nbs/report-1.1.schema.json, made by tools/make_schema.py."
     import make_schema
     assert make_schema.PATH.read_text(encoding='utf-8') == make_schema.schema_text(), 'run: python tools/make_schema.py'

@@ -29,9 +29,12 @@ def mark_groups(
     keys: Sequence[Hashable],       # (k,) equal for equal samples
     same: str,                      # what is the same, for the reason
 ) -> pd.DataFrame:                  # status duplicate, duplicate_of and reason set
-    "Mark all but the first of each group of rows with the same key."
-    kept = rows[first_with_same_key(keys)]
-    doubled = kept != rows
+    "Mark all but the first, or but the preselected ones, of each group of rows with the same key."
+    is_preselected = samples['preselected'].to_numpy()[rows]
+    order = np.argsort(~is_preselected, kind='stable')
+    kept = np.empty_like(rows)
+    kept[order] = rows[order][first_with_same_key([keys[o] for o in order])]
+    doubled = (kept != rows) & ~is_preselected
     reasons = [f'same {same} as {o}' for o in samples['filename'][kept[doubled]]]
     logger.info('found %s (same %s)', counted(int(doubled.sum()), 'exact duplicate'), same)
     return with_columns(samples, rows[doubled], status='duplicate', duplicate_of=kept[doubled], reason=reasons)

@@ -18,14 +18,15 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'NUMBERS',
-           'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'MAX_INPUT_SIZE',
-           'MIN_INPUT_SIZE', 'MODELS', 'MAX_OUTPUT_SIZE', 'CONFIG_NAME', 'ACTING', 'option', 'StoppingCondition',
-           'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves',
-           'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token', 'nearest_keys',
-           'type_words', 'fits', 'check_override', 'check_value', 'check_group', 'check_overrides', 'one_of', 'unless',
-           'is_whole', 'selection_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config', 'is_folder',
-           'is_file', 'nearest_existing', 'check_paths', 'register', 'to_config', 'compose_config', 'count_cores',
-           'resolve', 'notices', 'config_yaml', 'parse_config']
+           'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS',
+           'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MOST_NAME_BYTES', 'MAX_OUTPUT_SIZE', 'CONFIG_NAME', 'ACTING',
+           'option', 'StoppingCondition', 'SelectOptions', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml',
+           'lightly_defaults', 'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys',
+           'tidy_override', 'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value',
+           'check_group', 'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults',
+           'is_plain_name', 'datapool_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config',
+           'is_folder', 'is_file', 'nearest_existing', 'given_files', 'check_paths', 'register', 'to_config',
+           'compose_config', 'count_cores', 'resolve', 'notices', 'config_yaml', 'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -41,12 +42,22 @@ class StoppingCondition:
     "When the selection ends; the first condition that is met counts."
     n_samples: int | float = option(-1, 'float in (0., 1.] for a share, int for a number of samples, -1 means inactive')
     min_distance: float = option(-1., 'smallest distance between two selected samples, -1. means inactive')
+    coverage_distance: float = option(
+        -1., 'stop when every sample has a selected one within this distance, -1. means inactive')
+
+@dataclass
+class SelectOptions:
+    "What the choice leaves out of account."
+    outlier_share: float = option(0., 'share of the samples, the outermost, that is not selected from; 0. means none')
 
 @dataclass
 class Datapool:
     "A pool of samples that grows from run to run."
-    name: str | None = option(None, 'name of the datapool (not in this version)')
+    name: str | None = option(None, 'name of the datapool, a folder below shared_dir that the first run makes')
     keep_history: bool = option(True, 'keep a backup of all previous states of the pool')
+    count_members: bool = option(False, 'n_samples counts what is in the pool already, and not only new samples')
+    exclude: str = option('', 'embeddings (.csv, .parquet), relative to shared_dir, of samples to stay away from')
+    exclude_distance: float = option(-1., 'samples nearer than this to one of exclude are not selected')
 
 @dataclass
 class PerTask:
@@ -112,8 +123,9 @@ class CurateConfig:
     embeddings: str = option('', 'embeddings (.csv, .npy, .parquet) relative to shared_dir; nothing is embedded then')
     enable_training: bool = option(False, 'train before embedding (not in this version)')
     normalize_embeddings: bool = option(True, 'scale the embeddings to unit length before selecting')
-    method: str = option('coreset', "choose from 'coreset', 'random'")
+    method: str = option('coreset', "choose from 'coreset', 'threshold_cover', 'typical', 'random'")
     stopping_condition: StoppingCondition = field(default_factory=StoppingCondition)
+    select: SelectOptions = field(default_factory=SelectOptions)
     datapool: Datapool = field(default_factory=Datapool)
     upload_dataset: bool = option(False, 'hand the selected samples over (not in this version)')
     n_example_images: int = option(6, 'retained/removed pairs to show in the report, an even number')
@@ -167,6 +179,8 @@ def lightly_lines() -> Iterator[str]:  # lines of YAML with comments
 HELP = '''Choose the few images worth labelling.
 
 lightly-curate key=value ...     e.g. lightly-curate input_dir=photos output_dir=out stopping_condition.n_samples=0.3
+lightly-curate select RUN ...    choose again from the vectors of a finished run, into a new run folder,
+                                 e.g. lightly-curate select out/2026-03-01/09-30-00 n_samples=500
 
 Keys, their defaults and what they mean; a new key below lightly needs a + in front, \
 as in +lightly.optimizer.momentum=0.9:
@@ -347,9 +361,10 @@ def check_overrides(
 
 # %% ../../nbs/00_core/01_config.ipynb #934bb125
 STEPS = ('train', 'embed', 'select', 'report')
-METHODS = ('coreset', 'random')
+METHODS = ('coreset', 'threshold_cover', 'typical', 'random')
 IMAGE_FORMATS = ('png', 'jpg', 'jpeg', 'webp', 'bmp', 'tiff', 'original')
 EMBEDDING_FORMATS = ('.csv', '.npy', '.parquet')
+EXCLUDE_FORMATS = ('.csv', '.parquet')
 MAX_INPUT_SIZE = 4096  # pixels; a batch of larger ones fits no memory
 MIN_INPUT_SIZE = 16  # pixels; a smaller picture is nothing after four halvings
 MODELS = ('auto', 'builtin', 'resnet-9', 'resnet-18', 'resnet-34', 'resnet-50', 'resnet-101', 'resnet-152')
@@ -379,28 +394,65 @@ def is_whole(
     "Whether a value is a whole number; True and False are not."
     return isinstance(value, int) and not isinstance(value, bool)
 
+def distance_faults(
+    cfg: CurateConfig,        # configuration
+    name: str,                # dotted key
+    value: float,             # as given
+    off: str = '(inactive)',  # what -1. means, in words
+) -> list[str]:               # faults
+    "Faults of a distance that -1. switches off."
+    most = 2. if cfg.normalize_embeddings else float('inf')
+    reach = ' and up to 2., the largest distance of two unit vectors' if cfg.normalize_embeddings else ''
+    return unless(value == -1 or 0 < value <= most, f'{name} is {value}, allowed is -1. {off} or above 0.{reach}')
+
 def selection_faults(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults
     "Faults of what is asked of the selection."
-    n, distance = cfg.stopping_condition.n_samples, cfg.stopping_condition.min_distance
-    is_share = isinstance(n, float) and 0 < n <= 1
-    most = 2. if cfg.normalize_embeddings else float('inf')
+    stop, n, memory = cfg.stopping_condition, cfg.stopping_condition.n_samples, cfg.memory_requirement_in_GB
+    share, is_share = cfg.select.outlier_share, isinstance(n, float) and 0 < n <= 1
     hint = f'; did you mean {int(n)}?' if isinstance(n, float) and 1 < n < float('inf') and n == int(n) else ''
-    reach = 'or above 0.'
-    if cfg.normalize_embeddings: reach += ' and up to 2., the largest distance of two unit vectors'
-    memory = cfg.memory_requirement_in_GB
     return [
         *one_of('method', cfg.method, METHODS),
         *unless(is_share or (is_whole(n) and n >= 1) or n == -1,
                 f'stopping_condition.n_samples is {n}, allowed is {N_SAMPLES_WORDS}{hint}'),
-        *unless(distance == -1 or 0 < distance <= most,
-                f'stopping_condition.min_distance is {distance}, allowed is -1. (inactive) {reach}'),
+        *distance_faults(cfg, 'stopping_condition.min_distance', stop.min_distance),
+        *distance_faults(cfg, 'stopping_condition.coverage_distance', stop.coverage_distance),
+        *unless(0 <= share < 1, f'select.outlier_share is {share}, allowed is from 0. (no outliers) to below 1.'),
         *unless(cfg.n_example_images >= 0 and cfg.n_example_images % 2 == 0,
                 f'n_example_images is {cfg.n_example_images}, allowed is an even number from 0'),
         *unless(0 < memory < float('inf'), f'memory_requirement_in_GB is {memory}, allowed is above 0'),
         *[f'savings.{o} is {value}, allowed is a number from 0'
           for o, value in leaves(cfg.savings) if not 0 <= value < float('inf')],
+    ]
+
+# %% ../../nbs/00_core/01_config.ipynb #65c2856d
+MOST_NAME_BYTES = 200  # file systems allow 255 for a name, and some are kept for endings
+
+def is_plain_name(
+    name: str,  # any text
+) -> bool:      # one visible folder, no path
+    "Whether a text can be the name of one folder."
+    is_text = bool(name) and name == name.strip() and name.isprintable() and len(os.fsencode(name)) <= MOST_NAME_BYTES
+    return is_text and not name.startswith('.') and not set('/\\') & set(name)
+
+def datapool_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults
+    "Faults of what is asked of the datapool."
+    pool, distance = cfg.datapool, cfg.datapool.exclude_distance
+    suffix = PurePosixPath(pool.exclude).suffix.lower()
+    return [
+        *unless(not pool.name or is_plain_name(pool.name),
+                f'datapool.name is {pool.name!r}, allowed is the name of one folder below shared_dir, such as pool'),
+        *unless(not pool.exclude or suffix in EXCLUDE_FORMATS,
+                f'datapool.exclude is {pool.exclude!r}, allowed is a file that ends in {", ".join(EXCLUDE_FORMATS)}'),
+        *distance_faults(cfg, 'datapool.exclude_distance', distance, '(not set)'),
+        *unless(not pool.exclude or distance != -1,
+                'datapool.exclude is set and datapool.exclude_distance is not; give the distance within which '
+                'a sample is too near, such as 0.1'),
+        *unless(bool(pool.exclude) or distance == -1,
+                'datapool.exclude_distance is set and datapool.exclude is not; give the embeddings to stay away from'),
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #2282a337
@@ -442,7 +494,7 @@ def step_faults(
         *unless(not (cfg.embeddings and cfg.checkpoint),
                 'checkpoint and embeddings are both set; embeddings are already made, leave one out'),
         *unless(not (cfg.embeddings and 'embed' in cfg.steps),
-                "steps holds 'embed' and embeddings is set; leave one out"),
+                "steps holds 'embed' and embeddings is set, so they are made already; leave steps out, or use steps=[select]"),
         *unless(not cfg.embeddings or suffix in EMBEDDING_FORMATS,
                 f'embeddings is {cfg.embeddings!r}, allowed is a file that ends in {", ".join(EMBEDDING_FORMATS)}'),
         *unless(cfg.lightly['model']['name'] in ('auto', 'builtin') or bool(cfg.checkpoint or cfg.embeddings)
@@ -452,8 +504,6 @@ def step_faults(
         *unless(not cfg.enable_training and 'train' not in cfg.steps,
                 'training is not part of this version; train with lightly-ssl-train '
                 'and pass its checkpoint as checkpoint='),
-        *unless(not cfg.datapool.name,
-                'datapool.name is set, and the datapool is not part of this version; leave it out'),
         *unless(not cfg.upload_dataset,
                 'upload_dataset is set, and handing over is not part of this version; use dump_dataset=True'),
     ]
@@ -486,7 +536,8 @@ def check_config(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words, empty when all is well
     "Everything that is wrong with a configuration, before a file is touched."
-    return selection_faults(cfg) + image_faults(cfg) + step_faults(cfg) + lightly_faults(cfg.lightly)
+    faults = [*selection_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *step_faults(cfg)]
+    return faults + lightly_faults(cfg.lightly)
 
 # %% ../../nbs/00_core/01_config.ipynb #54616ac6
 def is_folder(
@@ -516,6 +567,12 @@ def nearest_existing(
     return above
 
 # %% ../../nbs/00_core/01_config.ipynb #54d0a206
+def given_files(
+    cfg: CurateConfig,  # configuration
+) -> dict[str, str]:    # dotted key -> name, '' when not given
+    "The files of the shared folder that a configuration names."
+    return {'checkpoint': cfg.checkpoint, 'embeddings': cfg.embeddings, 'datapool.exclude': cfg.datapool.exclude}
+
 def check_paths(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words
@@ -524,13 +581,16 @@ def check_paths(
     needs_images = not cfg.embeddings or cfg.dump_dataset or cfg.embeddings.lower().endswith('.npy')
     if needs_images and not is_folder(cfg.input_dir):
         faults.append(f'input_dir is {cfg.input_dir!r}, which is no folder; give the folder that holds the images')
-    for key in ('checkpoint', 'embeddings'):
-        path = Path(cfg.shared_dir)/getattr(cfg, key)
-        if getattr(cfg, key) and not is_file(path):
+    for key, name in given_files(cfg).items():
+        path = Path(cfg.shared_dir)/name
+        if name and not is_file(path):
             there = sorted(o.name for o in path.parent.iterdir())[:10] if is_folder(path.parent) else []
             holds = f'that folder holds {", ".join(there)}' if there else 'that folder is empty or missing'
-            faults.append(f'{key} is {getattr(cfg, key)!r}, relative to shared_dir {cfg.shared_dir!r}, '
+            faults.append(f'{key} is {name!r}, relative to shared_dir {cfg.shared_dir!r}, '
                           f'and no such file exists; {holds}')
+    if cfg.datapool.name and not (is_folder(cfg.shared_dir) and os.access(cfg.shared_dir, os.W_OK)):
+        faults.append(f'shared_dir is {cfg.shared_dir!r}, which is no folder that can be written; '
+                      f'give the one that holds, or is to hold, the datapool {cfg.datapool.name!r}')
     above = nearest_existing(cfg.output_dir)
     if not cfg.output_dir or not (above.is_dir() and os.access(above, os.W_OK)):
         faults.append(f'output_dir is {cfg.output_dir!r}, which cannot be written ({above} is no writable folder); '
@@ -602,19 +662,23 @@ def notices(
 ) -> list[str]:         # sentences
     "What a user should know about a configuration that is legal."
     said, stop = [], cfg.stopping_condition
-    if stop.n_samples == -1 and stop.min_distance == -1 and (not cfg.steps or 'select' in cfg.steps):
-        said.append('Neither stopping condition is set, so every image that is readable and unique is kept.')
+    selects = not cfg.steps or 'select' in cfg.steps
+    if selects and stop.n_samples == stop.min_distance == stop.coverage_distance == -1:
+        said.append('No stopping condition is set, so every sample that is available is kept.')
     if not cfg.dump_dataset and (cfg.output_image_size != -1 or cfg.output_image_format != 'png'):
         said.append('output_image_size and output_image_format have no effect without dump_dataset=True.')
     if cfg.remove_exact_duplicates and not cfg.enable_corruptness_check and not cfg.embeddings:
         said.append('Every image is decoded although enable_corruptness_check=False, because exact duplicates are '
                     'found by their pixels; what cannot be read is left out.')
-    if not cfg.datapool.keep_history: said.append('datapool.keep_history has no effect without datapool.name.')
+    if not cfg.datapool.name:
+        changed = [o for o in ('keep_history', 'count_members') if getattr(cfg.datapool, o) != getattr(Datapool, o)]
+        if changed: said.append(f'{" and ".join(f"datapool.{o}" for o in changed)} has no effect without datapool.name.')
     before = dict(leaves(lightly_defaults(), 'lightly'))
     idle = [o for o, value in leaves(cfg.lightly, 'lightly') if o not in ACTING and before.get(o, ...) != value]
     if idle: said.append(f'Nothing is trained, so {", ".join(idle)} has no effect.')
     now = dict(leaves(cfg.lightly, 'lightly'))
-    unused = [o for o in ACTING if cfg.embeddings and o != 'lightly.seed' and before[o] != now[o]]
+    of_all = ('lightly.seed', 'lightly.loader.num_workers')  # of the selection, and of dumping
+    unused = [o for o in ACTING if cfg.embeddings and o not in of_all and before[o] != now[o]]
     if unused: said.append(f'Embeddings were given, so {", ".join(unused)} has no effect.')
     return said
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['RUN_MARK', 'replacing', 'RunDir']
+__all__ = ['RUN_MARK', 'replacing', 'RunState', 'RunDir']
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f6206b64
 @contextmanager
@@ -34,11 +34,32 @@ def replacing(
 # %% ../../nbs/00_core/02_rundir.ipynb #dc37c8fe
 RUN_MARK = '.lightly_curate'  # folder by which a run folder is recognised
 
+# %% ../../nbs/00_core/02_rundir.ipynb #62672a0a
+@dataclass(frozen=True)
+class RunState:
+    "What a run keeps for itself below its root folder: between stages, and for going on."
+    root: Path  # folder of the run
+    @property
+    def state(self) -> Path: return self.root/RUN_MARK
+    @property
+    def state_embeddings(self) -> Path: return self.root/RUN_MARK/'embeddings.npy'
+    @property
+    def state_rows(self) -> Path: return self.root/RUN_MARK/'rows.npy'
+    @property
+    def state_pool(self) -> Path: return self.root/RUN_MARK/'pool.npy'        # vectors of the datapool as this run saw it
+    @property
+    def state_members(self) -> Path: return self.root/RUN_MARK/'members.npy'  # rows that were in it
+    @property
+    def kernel_log(self) -> Path: return self.root/RUN_MARK/'kernel.log'
+    @property
+    def status(self) -> Path: return self.root/RUN_MARK/'status.json'
+    def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'     # what a finished stage was given
+    def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'  # sample table after it
+
 # %% ../../nbs/00_core/02_rundir.ipynb #bee08ae2
 @dataclass(frozen=True)
-class RunDir:
+class RunDir(RunState):
     "The files of one run below its root folder."
-    root: Path  # folder of the run
     @property
     def config(self) -> Path: return self.root/'config'
     @property
@@ -55,6 +76,8 @@ class RunDir:
     def normalized_embeddings_csv(self) -> Path: return self.root/'data'/'normalized_embeddings.csv'
     @property
     def selected_embeddings_csv(self) -> Path: return self.root/'data'/'selected_embeddings.csv'
+    @property
+    def selection_curve_csv(self) -> Path: return self.root/'data'/'selection_curve.csv'
     @property
     def samples_parquet(self) -> Path: return self.root/'data'/'samples.parquet'
     @property
@@ -81,17 +104,5 @@ class RunDir:
     def report_pdf(self) -> Path: return self.root/'report.pdf'
     @property
     def report_html(self) -> Path: return self.root/'report.html'
-    @property
-    def state(self) -> Path: return self.root/RUN_MARK
-    @property
-    def state_embeddings(self) -> Path: return self.root/RUN_MARK/'embeddings.npy'
-    @property
-    def state_rows(self) -> Path: return self.root/RUN_MARK/'rows.npy'
-    @property
-    def kernel_log(self) -> Path: return self.root/RUN_MARK/'kernel.log'
-    @property
-    def status(self) -> Path: return self.root/RUN_MARK/'status.json'
     def plot(self, name: str) -> Path: return self.plots/f'{name}.png'  # name without suffix, e.g. 'scatter_pca'
     def job(self, name: str) -> Path: return self.jobs/f'{name}.ipynb'   # executed copy of a job notebook
-    def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'     # what a finished stage was given
-    def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'  # sample table after it

@@ -17,13 +17,13 @@ __all__ = ['STATUS', 'SOURCE', 'COLUMNS', 'name_order', 'make_samples', 'check_s
            'available', 'count_samples', 'result_order', 'save_samples', 'load_samples']
 
 # %% ../../nbs/00_core/03_samples.ipynb #eb487020
-STATUS = ('ok', 'corrupt', 'duplicate')
+STATUS = ('ok', 'corrupt', 'duplicate', 'masked', 'member', 'excluded', 'outlier')
 SOURCE = ('image', 'frame')
 COLUMNS: dict[str, Any] = {
     'filename': 'string', 'source': pd.CategoricalDtype(SOURCE), 'path': 'string', 'frame': 'Int64', 'pts': 'Int64',
     'label': 'Int64', 'width': 'Int32', 'height': 'Int32', 'content': 'string', 'status': pd.CategoricalDtype(STATUS),
-    'reason': 'string', 'duplicate_of': 'Int64', 'selected': 'bool', 'rank': 'Int64', 'gap': 'float32',
-    'nearest_selected': 'Int64', 'nearest_distance': 'float32',
+    'reason': 'string', 'duplicate_of': 'Int64', 'preselected': 'bool', 'selected': 'bool', 'rank': 'Int64',
+    'gap': 'float32', 'nearest_selected': 'Int64', 'nearest_distance': 'float32',
 }
 
 # %% ../../nbs/00_core/03_samples.ipynb #583d85c5
@@ -45,7 +45,8 @@ def make_samples(
     keys = [name_order(o) for o in filenames]
     known = known.iloc[sorted(range(n), key=keys.__getitem__)].reset_index(drop=True)
     samples = pd.DataFrame({o: known.get(o, pd.Series([pd.NA]*n)) for o in COLUMNS})
-    samples['source'], samples['status'], samples['selected'] = 'image', 'ok', False
+    samples['source'], samples['status'] = 'image', 'ok'
+    samples[['preselected', 'selected']] = False
     samples[['gap', 'nearest_distance']] = np.float32('nan')
     return check_samples(samples.astype(COLUMNS))
 
@@ -63,8 +64,11 @@ def check_samples(
         'a row that is not ok has a reason': lambda: samples.loc[samples['status'] != 'ok', 'reason'].notna().all(),
         'a duplicate names the row that is kept': lambda: (samples['duplicate_of'].notna()
             == (samples['status'] == 'duplicate')).all(),
-        'the kept row of a duplicate is ok': lambda: (samples.loc[samples['duplicate_of'].dropna().astype('int64'),
-            'status'] == 'ok').all(),
+        'the kept row of a duplicate is neither corrupt, masked nor a duplicate': lambda: not samples.loc[
+            samples['duplicate_of'].dropna().astype('int64'), 'status'].isin(['corrupt', 'masked', 'duplicate']).any(),
+        'a preselected row is ok': lambda: (samples.loc[samples['preselected'], 'status'] == 'ok').all(),
+        'a selection holds every preselected row': lambda: not samples['selected'].any()
+            or samples.loc[samples['preselected'], 'selected'].all(),
         'only rows that are ok are selected': lambda: (samples.loc[samples['selected'], 'status'] == 'ok').all(),
         'only selected rows have a rank': lambda: not samples.loc[~samples['selected'], 'rank'].notna().any(),
         'ranks are not repeated': lambda: samples['rank'].dropna().is_unique,
@@ -98,17 +102,18 @@ def with_columns(
 def available(
     samples: pd.DataFrame,  # sample table
 ) -> np.ndarray:            # (m,) int64 rows
-    "Rows that may be embedded and selected: readable and not a duplicate."
+    "Rows that may be embedded and selected: those whose status is ok."
     return np.flatnonzero((samples['status'] == 'ok').to_numpy()).astype(np.int64)
 
 # %% ../../nbs/00_core/03_samples.ipynb #610c219a
 def count_samples(
     samples: pd.DataFrame,  # sample table
-) -> dict[str, int]:        # input, corrupt, duplicate, available, sampled, removed
+) -> dict[str, int]:        # input, the kinds of STATUS but ok, available, preselected, sampled, removed
     "How many samples there are of each kind."
     status = samples['status'].value_counts()
-    counts = {'input': len(samples), 'corrupt': int(status['corrupt']), 'duplicate': int(status['duplicate']),
-              'available': int(status['ok']), 'sampled': int(samples['selected'].sum())}
+    counts = {'input': len(samples), **{o: int(status[o]) for o in STATUS if o != 'ok'},
+              'available': int(status['ok']), 'preselected': int(samples['preselected'].sum()),
+              'sampled': int(samples['selected'].sum())}
     return {**counts, 'removed': counts['available'] - counts['sampled']}
 
 # %% ../../nbs/00_core/03_samples.ipynb #39d85a92
@@ -131,5 +136,7 @@ def save_samples(
 def load_samples(
     path: Path,       # Parquet file written by `save_samples`
 ) -> pd.DataFrame:    # sample table
-    "Read a table and check it."
-    return check_samples(pd.read_parquet(path).astype(COLUMNS))
+    "Read a table and check it; one of version 0.1 knows of no preselected samples."
+    table = pd.read_parquet(path)
+    if 'preselected' not in table: table['preselected'] = False
+    return check_samples(table[list(COLUMNS)].astype(COLUMNS))

@@ -8,33 +8,45 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from .config import CurateConfig, is_file
+from .config import CurateConfig, given_files, is_file, leaves
 from .errors import ConfigError
 from .rundir import RunDir, replacing
 
 # %% auto #0
-__all__ = ['STAGES', 'given_file', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'check_marks']
+__all__ = ['STAGES', 'given_file', 'pool_inputs', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'is_same', 'check_marks']
 
 # %% ../../nbs/00_core/05_stages.ipynb #1c1a910e
 STAGES = ('scan', 'clean', 'embed', 'select', 'deliver', 'report')
 
 def given_file(
     cfg: CurateConfig,  # configuration
-    key: str,           # 'checkpoint' or 'embeddings'
+    key: str,           # 'checkpoint', 'embeddings' or 'datapool.exclude'
 ) -> dict[str, Any]:    # name, folder, size in bytes and time of change in nanoseconds
     "A file of the shared folder as it is now, so that another file under the same name is noticed."
-    name = getattr(cfg, key)
+    name = given_files(cfg)[key]
     if not name: return {key: ''}
     path = Path(cfg.shared_dir).absolute()/name
     state = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
     return {key: name, f'folder of {key}': str(path.parent), f'size and time of {key}': state}
 
+def pool_inputs(
+    cfg: CurateConfig,  # resolved configuration
+) -> dict[str, Any]:    # dotted key -> value
+    "The datapool by its name and place, and the file to stay away from as it is now."
+    own: dict[str, Any] = {'datapool.name': cfg.datapool.name or ''}
+    if cfg.datapool.name:
+        own |= {'folder of datapool.name': str(Path(cfg.shared_dir).absolute()),
+                'datapool.count_members': cfg.datapool.count_members}
+    if not cfg.datapool.exclude: return own | {'datapool.exclude': ''}
+    return own | given_file(cfg, 'datapool.exclude') | {'datapool.exclude_distance': cfg.datapool.exclude_distance}
+
 def stage_inputs(
     cfg: CurateConfig,         # resolved configuration
 ) -> dict[str, dict[str, Any]]:  # stage -> dotted key -> value
     "What each stage is given."
-    keys, stop = cfg.lightly, cfg.stopping_condition
+    keys = cfg.lightly
     source = given_file(cfg, 'embeddings') if cfg.embeddings else {}
+    history = {'datapool.keep_history': cfg.datapool.keep_history} if cfg.datapool.name else {}
     own: dict[str, dict[str, Any]] = {
         'scan': {'input_dir': str(Path(cfg.input_dir).absolute()), **source},
         'clean': {'enable_corruptness_check': cfg.enable_corruptness_check, 'max_image_pixels': cfg.max_image_pixels,
@@ -43,10 +55,10 @@ def stage_inputs(
                   'lightly.collate.input_size': keys['collate']['input_size'],
                   **{f'lightly.model.{o}': keys['model'][o] for o in ('name', 'num_ftrs', 'width')}},
         'select': {'method': cfg.method, 'normalize_embeddings': cfg.normalize_embeddings, 'lightly.seed': keys['seed'],
-                   'stopping_condition.n_samples': stop.n_samples,
-                   'stopping_condition.min_distance': stop.min_distance},
+                   **dict(leaves(cfg.stopping_condition, 'stopping_condition')), **dict(leaves(cfg.select, 'select')),
+                   **pool_inputs(cfg)},
         'deliver': {'dump_dataset': cfg.dump_dataset, 'output_image_size': cfg.output_image_size,
-                    'output_image_format': cfg.output_image_format},
+                    'output_image_format': cfg.output_image_format, **history},
         'report': {'n_example_images': cfg.n_example_images, 'memory_requirement_in_GB': cfg.memory_requirement_in_GB,
                    'savings': asdict(cfg.savings)},
     }
@@ -87,6 +99,15 @@ def read_mark(
         return None
 
 # %% ../../nbs/00_core/05_stages.ipynb #458a321f
+def is_same(
+    key: str,      # dotted key
+    before: Any,   # as read from a mark
+    now: Any,      # as it would be read from one
+) -> bool:         # False also for 1 (one sample) against 1. (all of them)
+    "Whether a value is what it was."
+    is_count = key == 'stopping_condition.n_samples' and now != -1
+    return bool(before == now) and (not is_count or type(before) is type(now))
+
 def check_marks(
     run_dir: RunDir,     # run folder, may be new
     cfg: CurateConfig,   # resolved configuration
@@ -98,10 +119,9 @@ def check_marks(
         if mark is None: continue
         for key in sorted(mark.given.keys() | given.keys()):
             before, now = mark.given.get(key), json.loads(json.dumps(given.get(key)))
-            if before != now: differing.setdefault(key, f'{key} was {before!r} and is now {now!r}')
+            if not is_same(key, before, now): differing.setdefault(key, f'{key} was {before!r} and is now {now!r}')
     if not differing: return
     changes = '; '.join(differing.values())
     raise ConfigError([f'the run folder {run_dir.root} was made with other values: {changes}. '
                        'Give the old values to go on with that run, or another run_directory to start a new one; '
-                       'to choose again from the same vectors add '
-                       f'shared_dir={run_dir.data} embeddings=embeddings.csv'])
+                       f'to choose again from the same vectors: lightly-curate select {run_dir.root} n_samples=...'])

@@ -29,7 +29,7 @@ def write_filename_lists(
     samples: pd.DataFrame,  # sample table after selection
     run_dir: RunDir,        # run
 ) -> None:
-    "The four lists that partition the input."
+    "The four lists."
     removed = (samples['status'] == 'ok') & ~samples['selected']
     write_names(run_dir.sampled_filenames, samples.loc[result_order(samples), 'filename'])
     write_names(run_dir.removed_filenames, samples.loc[removed, 'filename'])

@@ -21,9 +21,9 @@ from ..core.progress import logger
 from ..core.rundir import replacing
 
 # %% auto #0
-__all__ = ['PLAIN', 'BLOCK_NUMBERS', 'NOT_READ', 'join_numbers', 'quote', 'write_embeddings', 'missing_numbers', 'is_text',
-           'shown', 'embedding_columns', 'EmbeddingTable', 'read_number', 'read_lines', 'read_slowly', 'read_fast',
-           'check_table', 'read_embeddings', 'parquet_columns', 'holds', 'read_parquet', 'read_npy']
+__all__ = ['PLAIN', 'BLOCK_NUMBERS', 'MARKS', 'join_numbers', 'quote', 'write_embeddings', 'missing_numbers', 'is_text', 'shown',
+           'embedding_columns', 'EmbeddingTable', 'read_number', 'read_marks', 'read_lines', 'read_slowly', 'read_fast',
+           'check_table', 'read_embeddings', 'parquet_columns', 'holds', 'marks_of', 'read_parquet', 'read_npy']
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #6bfdac67
 PLAIN = (1e-3, 1e5)  # sizes between which numpy and Arrow write the same text, if there is a fraction
@@ -74,7 +74,7 @@ def write_embeddings(
             file.writelines(f'{quote(name)},{numbers},{int(label)}\r\n' for name, numbers, label in rows)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ce3ccce7
-NOT_READ = ('masked', 'selected')  # columns that would change the selection
+MARKS = ('masked', 'selected')  # columns of 0 and 1 that change the selection
 
 def missing_numbers(
     columns: Sequence[str],  # (d,) names embedding_0, embedding_1, ... in any order
@@ -100,7 +100,7 @@ def shown(
 def embedding_columns(
     header: list[str],  # names of the columns
     file: str,          # name of the file, for messages
-) -> slice:             # columns that hold the embedding; the one after them holds the labels
+) -> slice:             # columns that hold the embedding; after them masked and selected, if any, then labels
     "Check the header of an embedding file."
     def refuse(text: str) -> None: raise EmbeddingsError(f'{file}, line 1: {text}')
     foreign = [o for o in header if not o.isascii() and not is_text(o)]
@@ -110,19 +110,21 @@ def embedding_columns(
     if not header or header[0] != 'filenames': refuse(f'the first column is {(header or [""])[0]!r}, needed is filenames')
     twice = [o for o, n in Counter(header).items() if n > 1]
     if twice: refuse(f'the column {twice[0]} comes {header.count(twice[0])} times, allowed is once')
-    unread = [o for o in header if o in NOT_READ]
-    if unread: refuse(f'the column {unread[0]} is not read by this version and would change the selection; take the column out')
     if 'labels' not in header: refuse(f'there is no column labels after {header[-1]}; the weak labels may be all 0, but must be there')
     end = header.index('labels')
-    foreign = [o for o in header[1:end] if not re.fullmatch(r'embedding_\d+', o)]
-    if foreign: refuse(f'the column {foreign[0]!r} stands between filenames and labels, allowed there is embedding_0, embedding_1, ...')
+    foreign = [o for o in header[1:end] if not re.fullmatch(r'embedding_\d+', o) and o not in MARKS]
+    if foreign: refuse(f'the column {foreign[0]!r} stands between filenames and labels, allowed there are embedding_0, '
+                       f'embedding_1, ... and then {" and ".join(MARKS)}')
     late = [o for o in header[end:] if re.fullmatch(r'embedding_\d+', o)]
     if late: refuse(f'the column {late[0]} stands behind labels, allowed is before')
-    if end == 1: refuse('there is no embedding between filenames and labels, needed is embedding_0 at least')
-    gaps = missing_numbers(header[1:end])
-    if gaps: refuse(f'there are {end - 1} columns of the embedding, but none is {gaps[0]}, needed are embedding_0 to embedding_{end - 2}')
+    n = end - 1 - sum(o in MARKS for o in header[1:end])
+    if not n: refuse('there is no embedding between filenames and labels, needed is embedding_0 at least')
+    astray = [o for o in (*header[1:n + 1], *header[end:]) if o in MARKS]
+    if astray: refuse(f'the column {astray[0]} does not stand between the last column of the embedding and labels; move it there')
+    gaps = missing_numbers(header[1:n + 1])
+    if gaps: refuse(f'there are {n} columns of the embedding, but none is {gaps[0]}, needed are embedding_0 to embedding_{n - 1}')
     if header[end + 1:]: logger.info('%s: columns behind labels are not used: %s', file, ', '.join(header[end + 1:]))
-    return slice(1, end)
+    return slice(1, n + 1)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #bacaead5
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class EmbeddingTable:
     filenames: list[str]        # (n,) unique
     emb: np.ndarray             # (n, d) float32, finite
     labels: np.ndarray | None   # (n,) int64 weak labels, None when the file has none (Parquet only)
+    masked: np.ndarray | None = None    # (n,) bool, samples to leave out, None when the file does not say
+    selected: np.ndarray | None = None  # (n,) bool, samples chosen before, None when the file does not say
 
 def read_number(
     text: str,    # as in the file
@@ -149,6 +153,17 @@ def read_number(
         raise EmbeddingsError(f'{where}: {shown(text)} is not finite in float32, allowed is every number up to 3.4e38')
     return number
 
+def read_marks(
+    cells: dict[str, str],  # name of each column of MARKS that there is -> text
+    where: str,             # for messages: file and line
+) -> list[bool]:            # in the order of `cells`
+    "Whether a sample is masked, and whether it is selected."
+    for name, text in cells.items():
+        if text not in ('0', '1'): raise EmbeddingsError(f'{where}, column {name}: {shown(text)} is neither 0 nor 1')
+    if list(cells.values()) == ['1', '1']:
+        raise EmbeddingsError(f'{where}: masked and selected are both 1, allowed is one of them')
+    return [o == '1' for o in cells.values()]
+
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #30aecbc8
 def read_lines(
     path: Path,  # .csv
@@ -166,10 +181,10 @@ def read_slowly(
     path: Path,  # .csv
 ) -> EmbeddingTable:  # in the order of the file
     "Read lightly's embedding file line by line."
-    filenames, numbers, labels = [], [], []
+    filenames, numbers, labels, marks = [], [], [], []
     lines = read_lines(path)
     _, header = next(lines, (1, []))
-    columns = embedding_columns(header, path.name)
+    columns, names = embedding_columns(header, path.name), [o for o in header if o in MARKS]
     for line_number, line in lines:
         where = f'{path.name}, line {line_number}'
         if not line: raise EmbeddingsError(f'{where}: the line is empty, allowed is one sample a line')
@@ -178,10 +193,12 @@ def read_slowly(
         filenames.append(line[0])
         cells = zip(line[columns], header[columns], strict=True)
         numbers.append(np.array([read_number(o, float, f'{where}, column {name}') for o, name in cells], dtype=np.float32))
-        labels.append(read_number(line[columns.stop], int, f'{where}, column labels'))
+        labels.append(read_number(line[header.index('labels')], int, f'{where}, column labels'))
+        marks.append(read_marks({o: line[header.index(o)] for o in names}, where))
     emb = np.array(numbers, dtype=np.float32).reshape(len(numbers), columns.stop - columns.start)
     by_number = np.argsort([int(o.removeprefix('embedding_')) for o in header[columns]])
-    return EmbeddingTable(filenames, np.take(emb, by_number, axis=1), np.array(labels, dtype=np.int64))
+    marked = dict(zip(names, np.array(marks, dtype=bool).reshape(len(marks), len(names)).T, strict=True))
+    return EmbeddingTable(filenames, np.take(emb, by_number, axis=1), np.array(labels, dtype=np.int64), **marked)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ba9908b8
 def read_fast(
@@ -190,7 +207,9 @@ def read_fast(
     "Read lightly's embedding file if there is nothing wrong with it."
     _, header = next(read_lines(path), (1, []))
     columns = embedding_columns(header, path.name)
+    names = [o for o in header if o in MARKS]
     types = {o: pa.float32() for o in header[columns]} | {'filenames': pa.string(), 'labels': pa.int64()}
+    types |= dict.fromkeys(names, pa.string())
     parse = pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
     convert = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
     try:
@@ -202,7 +221,10 @@ def read_fast(
     for k in range(emb.shape[1]): emb[:, k] = found[f'embedding_{k}'].to_numpy()
     filenames = found['filenames'].to_pylist()
     if not np.isfinite(emb).all() or max(map(len, filenames), default=0) > csv.field_size_limit(): return None
-    return EmbeddingTable(filenames, emb, found['labels'].to_numpy())
+    marks = {o: pc.equal(found[o], '1').to_numpy() for o in names}
+    if not all(pc.all(pc.is_in(found[o], pa.array(['0', '1']))).as_py() for o in names): return None
+    if len(names) == 2 and (marks['masked'] & marks['selected']).any(): return None
+    return EmbeddingTable(filenames, emb, found['labels'].to_numpy(), **marks)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #709d7c18
 def check_table(
@@ -245,9 +267,8 @@ def parquet_columns(
                               'embedding_0, embedding_1, ...')
     gaps = missing_numbers(columns)
     if gaps: raise EmbeddingsError(f'{where}{gaps[0]}: it is missing, needed are embedding_0 to embedding_{len(columns) - 1}')
-    unread = [o for o in names if o in NOT_READ]
-    if unread: raise EmbeddingsError(f'{where}{unread[0]}: not read by this version, and it would change the selection; take it out')
-    needed = {'filenames': 'text', 'labels': 'whole numbers'} | dict.fromkeys(columns, 'numbers') | {'embedding': 'lists of numbers'}
+    needed = {'filenames': 'text', 'labels': 'whole numbers', 'embedding': 'lists of numbers'}
+    needed |= dict.fromkeys(columns, 'numbers') | dict.fromkeys(MARKS, 'true and false, or 0 and 1')
     for name in (o for o in needed if o in names):
         if not holds(schema.field(name).type, needed[name]):
             raise EmbeddingsError(f'{where}{name}: it holds {schema.field(name).type}, needed are {needed[name]}')
@@ -255,17 +276,34 @@ def parquet_columns(
 
 def holds(
     kind: pa.DataType,  # of a column
-    needed: str,        # 'text', 'whole numbers', 'numbers' or 'lists of numbers'
+    needed: str,        # 'text', 'whole numbers', 'numbers', 'true and false, or 0 and 1' or 'lists of numbers'
 ) -> bool:              # also for a column of dictionary-encoded text
     "Whether a column is of the type that is needed."
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if needed == 'numbers': return is_number
     if needed == 'whole numbers': return pa.types.is_integer(kind)
+    if needed.startswith('true'): return pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     if needed == 'text':
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return is_list and holds(kind.value_type, 'numbers')
+
+# %% ../../nbs/40_embed/42_embedding_csv.ipynb #ba40727a
+def marks_of(
+    found: pa.Table,  # with the columns of MARKS that there are, none of their values missing
+    file: str,        # its name, for messages
+) -> dict[str, np.ndarray]:  # name -> (n,) bool
+    "Which samples are masked, and which were selected before."
+    marks = {}
+    for name in (o for o in MARKS if o in found.column_names):
+        values = found[name].to_numpy()
+        odd = np.flatnonzero((values != 0) & (values != 1))
+        if len(odd): raise EmbeddingsError(f'{file}, sample {odd[0] + 1}, column {name}: {values[odd[0]]} is neither 0 nor 1')
+        marks[name] = values.astype(bool)
+    both = np.flatnonzero(marks['masked'] & marks['selected']) if len(marks) == 2 else np.empty(0, dtype=np.int64)
+    if len(both): raise EmbeddingsError(f'{file}, sample {both[0] + 1}: masked and selected are both 1, allowed is one of them')
+    return marks
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #4efbd21b
 def read_parquet(
@@ -275,7 +313,7 @@ def read_parquet(
     try:
         schema = pa.parquet.read_schema(path)
         columns = parquet_columns(schema, path.name)
-        found = pa.parquet.read_table(path, columns=[o for o in ('filenames', *columns, 'labels') if o in schema.names])
+        found = pa.parquet.read_table(path, columns=[o for o in ('filenames', *columns, *MARKS, 'labels') if o in schema.names])
         filenames = found['filenames'].to_pylist()
     except UnicodeDecodeError:
         raise EmbeddingsError(f'{path.name}, column filenames: a name is not valid UTF-8; rename the file') from None
@@ -292,7 +330,8 @@ def read_parquet(
     labels = found['labels'].to_numpy() if 'labels' in found.column_names else None
     if labels is not None and (labels > 2**63 - 1).any():
         raise EmbeddingsError(f'{path.name}, column labels: {labels.max()} is too large, allowed is what fits 64 bits')
-    return EmbeddingTable(filenames, emb, labels if labels is None else labels.astype(np.int64))
+    labels = labels if labels is None else labels.astype(np.int64)
+    return EmbeddingTable(filenames, emb, labels, **marks_of(found, path.name))
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #1e6ac474
 def read_npy(

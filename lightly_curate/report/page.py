@@ -15,15 +15,17 @@ from PIL import Image
 from ..core.config import ACTING, leaves
 from ..core.errors import ReportError
 from ..core.rundir import RunDir
-from .plots import plot_counts, png, side_by_side
+from .plots import PARTS, plot_counts, png, side_by_side
 from .report import Report
 
 # %% auto #0
-__all__ = ['MARKUP', 'PAIRS', 'SAVINGS', 'escaped', 'data_name', 'heading', 'spoken', 'counted', 'summary', 'ending', 'table',
-           'key_numbers', 'distance_table', 'listed', 'explain_cleaning', 'corrupt_files', 'duplicate_groups',
-           'folder_counts', 'digits', 'estimate', 'savings_table', 'stage_table', 'origin_table', 'typed',
-           'config_table', 'fenced', 'noticed', 'counts_bar', 'picture', 'pair_pictures', 'histograms', 'maps',
-           'savings_part', 'check_report']
+__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'STEERED', 'KEPT_OUT', 'escaped',
+           'data_name', 'heading', 'spoken', 'counted', 'listing', 'not_available', 'summary', 'ending', 'table',
+           'key_numbers', 'rare_numbers', 'shown', 'looked_at', 'distance_table', 'listed', 'explain_cleaning',
+           'corrupt_files', 'duplicate_groups', 'folder_counts', 'digits', 'estimate', 'savings_table', 'stage_table',
+           'origin_table', 'typed', 'config_table', 'fenced', 'noticed', 'counts_bar', 'picture', 'wide_picture',
+           'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate',
+           'few_points', 'budget_table', 'about_sampling', 'how_many', 'about_pool', 'datapool_part', 'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
 MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a name may hold any
@@ -66,6 +68,24 @@ def counted(
     "A number with its noun."
     return f'{n:,} {noun}' if n == 1 else f'{n:,} {noun}s'
 
+def listing(
+    words: Sequence[str],  # at least one
+) -> str:                  # 'a', 'a and b', 'a, b and c'
+    "An enumeration."
+    return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
+
+# %% ../../nbs/70_report/76_page.ipynb #3f9ddc22
+NOT_AVAILABLE = {'corrupt': 'unreadable', 'duplicate': 'exact copies of others', 'masked': 'masked in the embeddings file', 'member': 'in the datapool already',
+                 'excluded': 'too near to the embeddings of `datapool.exclude`', 'outlier': 'outliers'}
+RARE = ('masked', 'member', 'excluded', 'outlier')  # kinds that only some runs have
+
+def not_available(
+    report: Report,  # what is in report.json
+) -> list[str]:      # '3 unreadable', '4 exact copies of others', ...; empty if all images are available
+    "Kinds of images that could not be selected."
+    counts = report['counts']
+    return [f'{counts[k]:,} {words}' for k, words in NOT_AVAILABLE.items() if counts[k]]
+
 def summary(
     report: Report,  # what is in report.json
 ) -> str:            # markdown, one sentence or two
@@ -74,9 +94,10 @@ def summary(
     of = f' ({share:.0%} of those available)' if share is not None else ''
     text = f'Of {counted(counts["input"], "image")}, **{counts["sampled"]:,} were selected**{of} ' \
            f'and {counts["removed"]:,} removed.'
-    if counts['corrupt'] or counts['duplicate']:
-        text += f' Not available for the selection were {counts["corrupt"]:,} unreadable ' \
-                f'and {counts["duplicate"]:,} exact copies of others.'
+    others = not_available(report)
+    if others: text += f' Not available for the selection were {listing(others)}.'
+    if counts['preselected']:
+        text += f' Of the selected, {counts["preselected"]:,} had been chosen before this run.'
     return text
 
 def ending(
@@ -89,6 +110,8 @@ def ending(
         'n_samples': f'The selection ended because the number asked for was reached: {sampled}.',
         'min_distance': f'The selection ended after {sampled}, '
                         f'because every other image is closer than {distance:g} to a selected one.',
+        'coverage_distance': f'The selection ended after {sampled}, '
+                             f'because every image is within {stopping["asked"]["coverage_distance"]:g} of a chosen one.',
         'exhausted': f'As many images were asked for as there are, or more, so all {sampled} were kept.',
         'none': f'No stopping condition was set, so all {sampled} were kept.',
     }[stopping['ended_by']]
@@ -109,24 +132,46 @@ def key_numbers(
 ) -> pd.DataFrame:    # one line
     "The strip of numbers at the top."
     counts = report['counts']
-    names = {'Images found': 'input', 'Unreadable': 'corrupt', 'Exact copies': 'duplicate', 'Available': 'available',
-             'Selected': 'sampled', 'Removed': 'removed'}
-    shown = {k: f'{counts[v]:,}' for k, v in names.items()}
-    return pd.DataFrame([{**shown, 'Time of all stages': spoken(report['job']['duration_s'])}])
+    names = {'Images found': 'input', 'Unreadable': 'corrupt', 'Exact copies': 'duplicate',
+             'Available': 'available', 'Selected': 'sampled', 'Removed': 'removed'}
+    told = {k: f'{counts[v]:,}' for k, v in names.items()}
+    return pd.DataFrame([{**told, 'Time of all stages': spoken(report['job']['duration_s'])}])
+
+def rare_numbers(
+    report: Report,   # what is in report.json
+) -> list[Any]:       # IPython objects to display: a second strip, or nothing
+    "Numbers of the kinds that only some runs have."
+    names = {**{PARTS[o][0].capitalize(): o for o in RARE}, 'Selected before this run': 'preselected'}
+    told = {k: f'{report["counts"][v]:,}' for k, v in names.items() if report['counts'][v]}
+    return [table(pd.DataFrame([told]))] if told else []
+
+def shown(
+    distance: float | None,  # None: not known
+) -> str:                    # four digits after the point, or a dash
+    "A distance in a table."
+    return '–' if distance is None else f'{distance:.4f}'
+
+def looked_at(
+    part: Report,  # as in `DISTANCES`
+) -> str:          # '67,161', '10,000,000 of 12,497,500,000'
+    "How many pairs the statistics come from."
+    return f'{part["n_pairs"]:,}' + ('' if part['exact'] else f' of {part["n_pairs_total"]:,}')
 
 def distance_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each statistic, before and after; only before if nothing was removed
     "Statistics of the distances before and after."
-    before, after = report['distances']['before'], report['distances']['after']
-    rows = [{'': 'Images', 'Before': f'{before["n_samples"]:,}', 'After': f'{after["n_samples"]:,}'}]
+    pairs, near = report['distances'], report['neighbors']
+    parts = ('before', 'after')
     names = {'Mean': 'mean', 'Smallest': 'min', '10th percentile': 'p10', '90th percentile': 'p90', 'Largest': 'max'}
-    for name, key in names.items():
-        values = ('–' if o[key] is None else f'{o[key]:.4f}' for o in (before, after))
-        rows.append(dict(zip(('', 'Before', 'After'), (name, *values), strict=True)))
-    pairs = (f'{o["n_pairs"]:,}' + ('' if o['exact'] else f' of {o["n_pairs_total"]:,}') for o in (before, after))
-    told = pd.DataFrame([*rows, dict(zip(('', 'Before', 'After'), ('Pairs looked at', *pairs), strict=True))])
-    return told if report['counts']['removed'] else told.drop(columns='After')
+    rows = [('Images', [f'{pairs[o]["n_samples"]:,}' for o in parts])]
+    rows += [(name, [shown(pairs[o][key]) for o in parts]) for name, key in names.items()]
+    rows += [('Pairs looked at', [looked_at(pairs[o]) for o in parts])]
+    if near is not None:
+        told = {'smallest': 'min', '1st percentile': 'p1', 'median': 'median', 'largest': 'max'}
+        rows += [(f'To the nearest other: {name}', [shown(near[o][key]) for o in parts]) for name, key in told.items()]
+    table = pd.DataFrame([{'': name, 'Before': before, 'After': after} for name, (before, after) in rows])
+    return table if report['counts']['removed'] else table.drop(columns='After')
 
 # %% ../../nbs/70_report/76_page.ipynb #81f22df7
 def listed(
@@ -141,15 +186,24 @@ def listed(
     more = [Markdown(f'The first {len(rows):,} of {n:,} are shown. {rest}')] if n > len(rows) else []
     return [table(pd.DataFrame(rows)), *more]
 
+# %% ../../nbs/70_report/76_page.ipynb #be353e66
+REASONS = {'masked': 'Masked images are those that the column `masked` of the embeddings file rules out.',
+           'member': 'Images in the datapool already were selected by an earlier run.',
+           'excluded': 'Excluded images are within `datapool.exclude_distance` of an embedding in `datapool.exclude`.',
+           'outlier': 'Outliers are the outermost images, as many as `select.outlier_share` says.'}
+
 def explain_cleaning(
     report: Report,   # what is in report.json
 ) -> str:             # markdown
     "What is kept from the selection, and how it was found."
-    if report['job']['source'] == 'embeddings':
-        return 'The selection had only vectors to look at. Exact copies are samples with the same vector; ' \
-               'the first of them in the order of names is kept, the others never reach the selection.'
-    return 'Unreadable files and exact copies never reach the selection. Exact copies are images whose decoded ' \
+    text = 'Unreadable files and exact copies never reach the selection. Exact copies are images whose decoded ' \
            'pixels, mode and size are the same; the first of them in the order of names is kept.'
+    if report['job']['source'] == 'embeddings':
+        text = 'The selection had only vectors to look at. Exact copies are samples with the same vector; ' \
+               'the first of them in the order of names is kept, the others never reach the selection.'
+    found = [REASONS[o] for o in RARE if report['counts'][o]]
+    if found: found.append('The column `reason` of `data/samples.parquet` tells it for each.')
+    return ' '.join([text, *found])
 
 def corrupt_files(
     report: Report,   # what is in report.json
@@ -269,7 +323,8 @@ def counts_bar(
     from IPython.display import Image as Shown
     counts = report['counts']
     alt = f'Bar: of {counts["input"]:,} images {counts["sampled"]:,} were selected, {counts["removed"]:,} removed, ' \
-          f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} unreadable.'
+          f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} unreadable' \
+          + ''.join(f', {counts[k]:,} {NOT_AVAILABLE[k]}' for k in RARE if counts[k]) + '.'
     return Shown(png(plot_counts(counts)), format='png', alt=alt)
 
 # %% ../../nbs/70_report/76_page.ipynb #b51fd0d0
@@ -286,6 +341,17 @@ def picture(
     buffer = BytesIO()
     side_by_side(pictures[0], pictures[1] if len(pictures) == 2 else None).save(buffer, format='PNG')
     return Shown(buffer.getvalue(), format='png', alt=' '.join(f'{o["title"]}: {o["caption"]}' for o in found))
+
+def wide_picture(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+    name: str,        # of a plot as wide as the page, without suffix
+) -> Any:             # IPython image with alternative text
+    "A plot of the run that fills a row."
+    from IPython.display import Image as Shown
+    plot = next(o for o in report['plots'] if o['name'] == name)
+    data = (run_dir.root/plot['file']).read_bytes()
+    return Shown(data, format='png', alt=f'{plot["title"]}: {plot["caption"]}')
 
 PAIRS = 'Each pair shows a selected image beside a removed one that it stands for: of all selected images it is the ' \
     'nearest to the removed one, and of all that it stands for the removed one is the nearest. *If the pairs are very ' \
@@ -311,10 +377,13 @@ def pair_pictures(
 def histograms(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
-) -> Any:             # IPython image with alternative text
-    "The histograms before and after, or the one if nothing was removed."
+) -> list[Any]:       # IPython images with alternative text
+    "The histograms before and after, or the one if nothing was removed; the curves of the nearest neighbours."
     names = ['distance_distr_before', 'distance_distr_after']
-    return picture(report, run_dir, names if report['counts']['removed'] else names[:1])
+    rows = [picture(report, run_dir, names if report['counts']['removed'] else names[:1])]
+    if any(o['name'] == 'nearest_distr' for o in report['plots']):
+        rows.append(wide_picture(report, run_dir, 'nearest_distr'))
+    return rows
 
 def maps(
     report: Report,   # what is in report.json
@@ -322,7 +391,8 @@ def maps(
 ) -> list[Any]:       # IPython objects to display
     "All maps, and what they show."
     from IPython.display import Markdown
-    names = [o['name'] for o in report['plots'] if o['name'].startswith('scatter') and 'overlay' not in o['name']]
+    names = [o['name'] for o in report['plots'] if o['name'].startswith('scatter')
+             and not o['name'].endswith(('_no_overlay', '_datapool'))]
     text = 'The selected images are dark, the removed ones pale; whichever are fewer lie on top.'
     if report['folders']['n'] > 1:
         text += ' On the right are the same points by folder.'
@@ -343,7 +413,135 @@ def savings_part(
     if report['counts']['removed'] == 0: return [Markdown('No image was removed, so nothing was saved.')]
     return [Markdown(SAVINGS), table(savings_table(report))]
 
+# %% ../../nbs/70_report/76_page.ipynb #89124bba
+def about_curve(
+    report: Report,  # what is in report.json, with a budget
+) -> str:            # markdown
+    "What the curve is, and what k-center is worth on these images."
+    budget = report['budget']
+    text = 'The choices of k-center are nested: this run tells what every smaller number of images would have given. ' \
+           'The left side follows the image that is served worst, whose distance to the nearest selected one is the ' \
+           '*covering distance*; the right side follows all images.'
+    good, last = budget['as_good_as_random'], budget['points'][-1]['n']
+    if good is None or good >= last: return text
+    return f'{text} Ninety-nine of a hundred images have one of **{good:,}** chosen by k-center as near as one of ' \
+           f'{last:,} random ones.'
+
+def about_knee(
+    report: Report,  # what is in report.json, with a budget
+) -> str:            # markdown
+    "A suggestion, or why there is none."
+    knee = report['budget']['knee']
+    if knee is None:
+        return '**The curve has no knee.** Wherever one looks, the next doubling helps about as much as the one before, ' \
+               'so the images do not suggest a number: choose by what can be labelled, or by the covering distance ' \
+               'that can be tolerated. (A knee beyond half of the curve would need a longer curve to be seen.)'
+    return f'**The curve has a knee at {counted(knee["n_samples"], "image")}.** The doubling up to there lowered the ' \
+           f'covering distance by a factor that is {knee["strength"]:.1f} times that of the doubling after it. ' \
+           f'`n_samples={knee["n_samples"]}` or `min_distance={knee["min_distance"]:.6g}` stop there.'
+
+def about_certificate(
+    report: Report,  # what is in report.json, with a budget
+) -> str:            # markdown, '' when every image is selected at the end of the curve
+    "How good the choice is, at least."
+    promise, stopping, pool = report['budget']['certificate'], report['stopping'], report['datapool']
+    if promise['covering_distance'] == 0: return ''
+    has_members = pool is not None and pool['members_before'] > 0
+    given = (', those chosen before among them' if report['budget']['n_before'] else '') \
+        + (', beside the members of the datapool' if has_members else '')
+    text = f'**How good is that?** Choose any {counted(promise["n_samples"], "image")}{given}, by whatever method: the ' \
+           f'covering distance cannot be below {promise["lower_bound"]:.4f}. K-center reaches ' \
+           f'{promise["covering_distance"]:.4f}, at most twice the best possible'
+    is_told = stopping['method'] == 'coreset' or stopping['covering_distance'] is None
+    if is_told or has_members: return f'{text}.'  # the distance of the run is to the selected images alone
+    return f'{text}; this run, by `{stopping["method"]}`, has {stopping["covering_distance"]:.4f}.'
+
+# %% ../../nbs/70_report/76_page.ipynb #9f53b856
+N_BUDGETS = 6  # lines of the table, without the knee
+
+def few_points(
+    points: Sequence[Report],  # of the curve, by n
+    always: Sequence[int],     # values of n that must be there if the curve has them
+) -> list[Report]:             # by n
+    "Points about a factor of two apart, down from the last."
+    wanted = [points[-1]['n']/2**i for i in range(N_BUDGETS)]
+    found = {min(points, key=lambda o, n=n: abs(o['n'] - n))['n'] for n in wanted if n >= 1}  # type: ignore[misc]
+    return [o for o in points if o['n'] in found | set(always)]
+
+def budget_table(
+    report: Report,   # what is in report.json, with a budget
+) -> pd.DataFrame:    # a line for each of a few budgets
+    "What a few numbers of images give."
+    knee = report['budget']['knee']
+    names = {'Covering distance': 'covering_distance', 'random': 'random_covering', 'no choice below': 'lower_bound',
+             'Mean distance': 'mean_distance', 'random ': 'random_mean', '99th percentile': 'p99_distance',
+             'random  ': 'random_p99'}
+    points = few_points(report['budget']['points'], [knee['n_samples']] if knee else [])
+    return pd.DataFrame([{'Images': f'{o["n"]:,}', **{k: f'{o[v]:.4f}' for k, v in names.items()}} for o in points])
+
+def about_sampling(
+    report: Report,  # what is in report.json, with a budget
+) -> str:            # markdown, '' when all images were looked at and none was chosen before
+    "What the curve leaves to chance, and what it starts from."
+    budget, last, told = report['budget'], report['budget']['points'][-1], []
+    if budget['n_before']: told.append(f'The numbers count {counted(budget["n_before"], "image")} chosen before this run.')
+    if not budget['exact']:
+        told.append(f'Mean, percentile and all of random are those of {budget["n_evaluated"]:,} of '
+                    f'{budget["n_available"]:,} images, drawn at random: at the end of the curve the standard error is '
+                    f'{digits(last["mean_error"])} for the mean and {digits(last["p99_error"])} for the percentile, '
+                    'and the covering distance of random choices is in truth larger than shown.')
+    return ' '.join(told)
+
+# %% ../../nbs/70_report/76_page.ipynb #d73c4702
+def how_many(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> list[Any]:       # IPython objects to display
+    "The curve, what it suggests, what it promises, and how to choose again."
+    from IPython.display import Markdown
+    budget = report['budget']
+    if budget is None: return [Markdown('There was nothing to choose from, so there is no curve.')]
+    knee = budget['knee']
+    n = knee['n_samples'] if knee else few_points(budget['points'], [])[-2:][0]['n']
+    words = [about_curve(report), about_sampling(report)]
+    more = [about_knee(report), about_certificate(report),
+            '**To choose again**, in seconds and without embedding again, name the folder of this report (here `RUN`):']
+    return [Markdown('\n\n'.join(o for o in words if o)), wide_picture(report, run_dir, 'selection_curve'),
+            table(budget_table(report)), Markdown('\n\n'.join(o for o in more if o)),
+            Markdown(fenced(f'lightly-curate select RUN n_samples={n}'))]
+
+# %% ../../nbs/70_report/76_page.ipynb #bba407cc
+STEERED = {'random': '', 'coreset': ' New images were chosen to be far from the members as well as from each other.'}
+
+def about_pool(
+    report: Report,  # what is in report.json, with a datapool
+) -> str:            # markdown
+    "What the run did to the datapool."
+    pool = report['datapool']
+    held = f'held {counted(pool["members_before"], "image")}' if pool['members_before'] else 'was empty'
+    text = f'The datapool *{escaped(pool["name"])}* {held}. This run added ' \
+           f'**{pool["new"]:,}**, so that it holds {pool["members_after"]:,} now.'
+    if pool['members_in_input']:
+        text += f' Of the images found, {pool["members_in_input"]:,} were in it already and were not chosen again.'
+    if pool['excluded']:
+        text += f' Kept out were {pool["excluded"]:,}, as too near to the embeddings of `datapool.exclude`.'
+    if pool['members_before']: text += STEERED.get(report['stopping']['method'], ' The members steered the choice.')
+    return f'{text} `n_samples` counts {"the members too" if pool["count_members"] else "new images only"}.'
+
+def datapool_part(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> list[Any]:       # IPython objects to display, empty without a datapool
+    "The datapool, with a heading of its own."
+    from IPython.display import Markdown
+    if report['datapool'] is None: return []
+    names = [o['name'] for o in report['plots'] if o['name'].endswith('_datapool')]
+    maps = [Markdown('The members are pale, the new images dark.'), picture(report, run_dir, names)] if names else []
+    return [Markdown(f'## The datapool\n\n{about_pool(report)}'), *maps]
+
 # %% ../../nbs/70_report/76_page.ipynb #18245529
+KEPT_OUT = tuple(NOT_AVAILABLE)  # kinds that are not available
+
 def check_report(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
@@ -351,9 +549,10 @@ def check_report(
     "Raise a `ReportError` that names every contradiction."
     counts, after = report['counts'], report['distances']['after']
     rules = {
-        'input = corrupt + duplicate + available':
-            counts['input'] == counts['corrupt'] + counts['duplicate'] + counts['available'],
+        f'input = {" + ".join(KEPT_OUT)} + available':
+            counts['input'] == sum(counts[o] for o in KEPT_OUT) + counts['available'],
         'available = sampled + removed': counts['available'] == counts['sampled'] + counts['removed'],
+        'preselected <= sampled': counts['preselected'] <= counts['sampled'],
         'distances after are those of the sampled images': after['n_samples'] == counts['sampled'],
         'as many corrupt and duplicate files are listed as counted': report['corrupt']['n'] == counts['corrupt']
             and report['duplicates']['n_files'] == counts['duplicate'],

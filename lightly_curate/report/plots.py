@@ -8,21 +8,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
+from typing import Any
 import matplotlib.font_manager
 import matplotlib.ft2font
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageOps
-from .stats import DistanceStats
+from .stats import DistanceStats, NeighborStats
+from ..select.budget import SelectionCurve
 
 # %% auto #0
-__all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'RASTER_FROM', 'LEGEND_SHARE',
-           'COLOURS', 'MARKERS', 'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'BAR_SIZE', 'PARTS', 'styled', 'new_axes',
-           'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines', 'plot_distances',
-           'map_axes', 'point_area', 'plot_selection', 'plot_labels', 'framed', 'plot_pair', 'plot_counts',
-           'side_by_side']
+__all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'WIDE_SIZE', 'NEIGHBOR_SIZE', 'DASHED',
+           'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS', 'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH',
+           'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled', 'new_axes', 'png', 'known_characters', 'printable',
+           'densities', 'height_range', 'label_lines', 'plot_distances', 'shares_below', 'plot_neighbors', 'map_axes',
+           'point_area', 'plot_selection', 'plot_labels', 'plot_pool', 'draw_random', 'mark_choice', 'plot_curve',
+           'framed', 'plot_pair', 'plot_counts', 'side_by_side']
 
 # %% ../../nbs/70_report/72_plots.ipynb #35c982a4
 SIZE = (4.5, 3.1)  # width, height of a figure, inches
@@ -137,6 +141,43 @@ def plot_distances(
             axes.text(.5, .5, 'one image has no pairs', transform=axes.transAxes, ha='center', color=GREY)
     return axes.figure
 
+# %% ../../nbs/70_report/72_plots.ipynb #96c2322f
+WIDE_SIZE = (9.2, 3.7)    # width, height, inches: the full width of a page
+NEIGHBOR_SIZE = (9.2, 2.9) # same, for a figure with a short legend
+DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.5))
+
+def shares_below(
+    stats: NeighborStats,  # of a set of at least two
+) -> np.ndarray:           # (n_bins + 1,) float64 from 0 to 1
+    "Share of the images that have a neighbour nearer than each edge."
+    return np.append(0, stats.counts.cumsum())/stats.n_rows
+
+def plot_neighbors(
+    before: NeighborStats,  # of the available images
+    after: NeighborStats,   # of the selected ones
+) -> Figure:                # two panels
+    "Which share of the images has a neighbour nearer than a distance."
+    with styled():
+        figure = Figure(figsize=NEIGHBOR_SIZE, layout='constrained')
+        figure.get_layout_engine().set(w_pad=.08, h_pad=.06, wspace=.04)
+        right = max(before.edges[-1], after.edges[-1])
+        for axes, title in zip(figure.subplots(1, 2), ('All images', 'Near copies'), strict=True):
+            for stats, name, colour, line in ((before, 'before', GREY, DASHED), (after, 'after', BLUE, '-')):
+                if stats.n_samples > 1:
+                    axes.plot(np.append(stats.edges[1:], right), np.append(shares_below(stats)[1:], 1.), color=colour,
+                              linestyle=line, linewidth=2, label=name)
+            axes.set(xlabel='Distance', xlim=(0, None), ylim=(0, 1.02))
+            axes.set_title(title)
+            axes.grid(True)
+        zoomed = figure.axes[1]
+        figure.axes[0].set_ylabel('Share with a nearer neighbour')
+        top = max([float(o) for o in (before.median, after.p10) if o > 0], default=1.)  # NaN without neighbours
+        lowest = .5/max(before.n_rows, after.n_rows, 1)
+        zoomed.set(yscale='log', ylim=(lowest, 1.5), xlim=(0, top), ylabel='The same, log')
+        zoomed.locator_params(axis='x', nbins=6)
+        if figure.axes[0].lines: figure.axes[0].legend(loc='lower right')
+    return figure
+
 # %% ../../nbs/70_report/72_plots.ipynb #4cf00ffc
 RASTER_FROM = 5000  # points from which a scatter is rasterized
 LEGEND_SHARE = .15  # of the height, kept free for a legend of two rows whether there is one or not
@@ -203,6 +244,77 @@ def plot_labels(
             text.set(text=printable(names.get(int(label), str(label)), 20), parse_math=False)
     return axes.figure
 
+# %% ../../nbs/70_report/72_plots.ipynb #346667d7
+def plot_pool(
+    points: np.ndarray,  # (n, 2) in [0, 1]
+    new: np.ndarray,     # (n,) bool, added by this run
+    method: str,         # e.g. 'PCA'
+) -> Figure:             # map
+    "Map of a datapool, the samples that a run added on top."
+    area, raster = point_area(len(points)), len(points) > RASTER_FROM
+    with styled():
+        axes = map_axes(method, 'datapool and new')
+        axes.scatter(*points[~new].T, s=1.8*area, c=PALE, linewidths=0, zorder=1, rasterized=raster, label='datapool')
+        axes.scatter(*points[new].T, s=area, c=BLUE, linewidths=0, zorder=2, rasterized=raster, label='new')
+        axes.figure.legend(loc='lower center', ncols=2, markerscale=1.6)
+    return axes.figure
+
+# %% ../../nbs/70_report/72_plots.ipynb #276e7e61
+def draw_random(
+    axes: Axes,          # drawn into
+    n: np.ndarray,       # (g,) samples
+    mean: np.ndarray,    # (g,) over the orders
+    spread: np.ndarray,  # (g,) standard deviation over the orders
+    label: str,          # in the legend
+    line: Any,           # style of the line
+) -> None:
+    "A random choice: line and band."
+    axes.fill_between(n, np.maximum(mean - 2*spread, 0), mean + 2*spread, color=PALE, alpha=.5, linewidth=0, zorder=1)
+    axes.plot(n, mean, color=GREY, linestyle=line, linewidth=1.3, label=label, zorder=2)
+
+def mark_choice(
+    axes: Axes,               # drawn into
+    curve: SelectionCurve,    # with or without a knee
+    values: np.ndarray,       # (g,) of the curve, the dot lies on it
+    n_selected: int | None,   # samples of the run, None: no dot
+) -> None:
+    "The knee and the run on one of the curves."
+    if curve.knee:
+        axes.axvline(curve.knee.n_samples, color=ORANGE, linewidth=1.1, linestyle=DASHED, zorder=1)
+        axes.annotate(f'knee {curve.knee.n_samples:,}', (curve.knee.n_samples, 1), (3, -2),
+                      ('data', 'axes fraction'), 'offset points', fontsize=8.5, color=ORANGE, va='top')
+    if n_selected is None or not curve.n[0] <= n_selected <= curve.n[-1]: return
+    axes.plot(n_selected, np.interp(n_selected, curve.n, values), 'o', color=INK, markersize=6, zorder=5,
+              label=f'this run, {n_selected:,}')
+
+def plot_curve(
+    curve: SelectionCurve,          # of a run
+    n_selected: int | None = None,  # samples of the run, None: not marked
+) -> Figure:                        # two panels
+    "What each number of samples would give."
+    with styled():
+        figure = Figure(figsize=WIDE_SIZE, layout='constrained')
+        figure.get_layout_engine().set(w_pad=.08, h_pad=.06, wspace=.04)
+        left, right = figure.subplots(1, 2)
+        left.plot(curve.n, curve.covering_distance, color=BLUE, linewidth=2, label='k-center', zorder=3)
+        draw_random(left, curve.n, curve.random_covering, curve.random_covering_sd, 'random', DASHED)
+        left.plot(curve.n, curve.lower_bound, color=INK, linewidth=1, linestyle=DOTTED, label='no choice can be below')
+        mark_choice(left, curve, curve.covering_distance, n_selected)
+        right.plot(curve.n, curve.p99_distance, color=BLUE, linewidth=1.3, label='99 %, k-center', zorder=3)
+        draw_random(right, curve.n, curve.random_p99, curve.random_p99_sd, '99 %, random', DASHED)
+        right.plot(curve.n, curve.mean_distance, color=BLUE, linewidth=2.6, label='mean, k-center', zorder=3)
+        draw_random(right, curve.n, curve.random_mean, curve.random_mean_sd, 'mean, random', DOTTED)
+        for axes, title in ((left, 'Worst served image'), (right, 'Mean and 99th percentile')):
+            axes.set(xscale='log', ylim=(0, None), xlabel='Images selected (log)', ylabel='Distance to nearest selected')
+            axes.set_title(title)
+            axes.grid(True)
+            is_long = curve.n[-1] >= 100*curve.n[0]
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.,) if is_long else (1., 2., 5.)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f'{n:,.0f}'))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.legend(loc='upper center', bbox_to_anchor=(.5, -.19), ncols=2, fontsize=9, handlelength=2.6)
+    return figure
+
 # %% ../../nbs/70_report/72_plots.ipynb #d4b16c6d
 PAIR_SIZE = (4.5, 2.45)     # width, height of the figure of a pair, inches
 PICTURE_SIZE = (420, 340)   # width, height of the room for each picture, pixels
@@ -241,23 +353,28 @@ def plot_pair(
 # %% ../../nbs/70_report/72_plots.ipynb #1821235d
 BAR_SIZE = (9.2, 1.05)  # width, height, inches: the full width of a page
 PARTS = {'sampled': ('selected', BLUE), 'removed': ('removed', PALE), 'duplicate': ('exact copies', '#e69f00'),
-         'corrupt': ('unreadable', INK)}
+         'corrupt': ('unreadable', INK), 'masked': ('masked', '#8a8f98'), 'member': ('in the datapool', '#56b4e9'),
+         'excluded': ('excluded', '#cc79a7'), 'outlier': ('outliers', ORANGE)}
+ALWAYS = ('sampled', 'removed', 'duplicate', 'corrupt')  # shown even when there are none
+N_COLUMNS = 4  # of the legend
 
 def plot_counts(
-    counts: Mapping[str, int],  # input, sampled, removed, duplicate, corrupt
+    counts: Mapping[str, int],  # input and the keys of PARTS, those of ALWAYS at least
 ) -> Figure:                    # one bar
     "What became of the images, as one bar."
+    parts = {o: PARTS[o] for o in PARTS if o in ALWAYS or counts.get(o)}
+    n_rows = -(-len(parts)//N_COLUMNS)
     with styled():
-        figure = Figure(figsize=BAR_SIZE, layout='constrained')
+        figure = Figure(figsize=(BAR_SIZE[0], BAR_SIZE[1] + .28*(n_rows - 1)), layout='constrained')
         axes = figure.subplots()
         start = 0
-        for key, (name, colour) in PARTS.items():
+        for key, (name, colour) in parts.items():
             n = counts[key]
             axes.barh(0, n, left=start, color=colour, edgecolor='white', linewidth=1, label=f'{name} {n:,}')
             start += n
         axes.set(xlim=(0, max(1, start)), yticks=[], xticks=[])
         axes.spines[:].set_visible(False)
-        axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=len(PARTS), fontsize=12, borderpad=.2,
+        axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=N_COLUMNS, fontsize=12, borderpad=.2,
                     borderaxespad=0, handlelength=1)
     return figure
 

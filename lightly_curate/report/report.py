@@ -21,25 +21,28 @@ from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, thumbnail
 from ..embed.vectors import Vectors
-from .plots import height_range, plot_distances, plot_labels, plot_pair, plot_selection, png
+from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_neighbors, plot_pair,
+                                           plot_pool, plot_selection, png)
 from .project import Layout, pca, rows_to_draw, umap_layout
-from .stats import DistanceStats, Saving
+from .stats import DistanceStats, NeighborStats, Saving
+from ..select.budget import SelectionCurve, as_good_as_random
 from ..select.distances import nearest
 
 # %% auto #0
 __all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'SOURCE', 'JOB',
-           'KINDS', 'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'SAVING', 'EXAMPLE', 'CORRUPT',
-           'DUPLICATES', 'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS',
-           'N_NEIGHBORS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'validate_report', 'list_corrupt',
+           'KINDS', 'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'NEIGHBORS', 'POINT', 'KNEE',
+           'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES', 'FOLDERS', 'PLOT',
+           'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS', 'POOL_MAPS',
+           'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'maybe', 'validate_report', 'list_corrupt',
            'list_duplicates', 'label_names', 'count_folders', 'example_places', 'find_stand_ins', 'Pair',
            'example_pairs', 'do_nothing', 'n_figures', 'Illustrations', 'write_figure', 'write_histograms',
-           'write_maps', 'write_all_maps', 'read_pair', 'write_pairs', 'write_plots', 'describe_machine',
-           'installed_versions', 'jsonable', 'describe_distances', 'find_notices', 'build_report', 'write_report',
-           'read_report']
+           'write_maps', 'write_all_maps', 'write_curve', 'write_pool_maps', 'read_pair', 'write_pairs', 'write_plots',
+           'describe_machine', 'installed_versions', 'jsonable', 'describe_distances', 'find_notices',
+           'describe_budget', 'build_report', 'write_report', 'read_report']
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
-SCHEMA_VERSION = '1.0'
+SCHEMA_VERSION = '1.1'
 TEXT, COUNT, NUMBER = {'type': 'string'}, {'type': 'integer', 'minimum': 0}, {'type': 'number'}
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = ({'type': [o, 'null']} for o in ('string', 'integer', 'number'))
 
@@ -58,6 +61,12 @@ def list_of(
     "Schema of a list."
     return {'type': 'array', 'description': description, 'items': items}
 
+def maybe(
+    schema: Report,  # of what may be there
+) -> Report:         # schema of it, or null
+    "Schema of something that not every run has."
+    return {**schema, 'type': [schema['type'], 'null']}
+
 # %% ../../nbs/70_report/73_report.ipynb #2d8ae901
 SOURCE = {'enum': ['images', 'embeddings'], 'description': 'what was given: files to read, or vectors of them'}
 JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, started_at=TEXT, finished_at=TEXT, 
@@ -66,13 +75,15 @@ JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, sta
     machine=object_of('what it ran on', system=TEXT, n_cpus=MAYBE_COUNT, memory_GB=MAYBE_NUMBER, device=TEXT),
     versions={'type': 'object', 'additionalProperties': TEXT},
     config={'type': 'object', 'description': 'as checked, without token', 'not': {'required': ['token']}})
-KINDS = ('input', 'corrupt', 'duplicate', 'available', 'sampled', 'removed')
+KINDS = ('input', 'corrupt', 'duplicate', 'masked', 'member', 'excluded', 'outlier', 'available', 'preselected',
+         'sampled', 'removed')
 COUNTS = object_of('images of each kind', **dict.fromkeys(KINDS, COUNT))
 SHARES = object_of('parts of the available images, 0 to 1', sampled=MAYBE_NUMBER, removed=MAYBE_NUMBER)
 STOPPING = object_of('what was asked and how the selection ended', method=TEXT,
-    asked=object_of('as given, -1: not set', n_samples=NUMBER, min_distance=NUMBER),
+    asked=object_of('as given, -1: not set', n_samples=NUMBER, min_distance=NUMBER, coverage_distance=NUMBER),
+    outlier_share={**NUMBER, 'description': 'part of the images that was left out as outliers, 0 to 1'},
     n_samples={**COUNT, 'description': 'most images that were to be selected'},
-    ended_by={'enum': ['n_samples', 'min_distance', 'exhausted', 'none']},
+    ended_by={'enum': ['n_samples', 'min_distance', 'coverage_distance', 'exhausted', 'none']},
     covering_distance={**MAYBE_NUMBER, 'description': 'no removed image is further than this from a selected one'})
 WEIGHTS = object_of('where the vectors come from', origin=TEXT, sha256=MAYBE_TEXT, name=MAYBE_TEXT,
     n_features=COUNT, input_size={**MAYBE_COUNT, 'description': 'pixels'})
@@ -81,7 +92,41 @@ HISTOGRAM = object_of('pairs by distance', counts=list_of('pairs in each bin', C
 DISTANCES = object_of('Euclidean distances of the pairs of a set', n_samples=COUNT,
     **dict.fromkeys(('mean', 'min', 'max', 'p10', 'p90'), MAYBE_NUMBER),
     n_pairs={**COUNT, 'description': 'pairs looked at'}, n_pairs_total=COUNT,
-    exact={'type': 'boolean', 'description': 'all pairs were looked at'}, histogram=HISTOGRAM)
+    exact={'type': 'boolean', 'description': 'all pairs were looked at'},
+    cdf_error={**NUMBER, 'description': 'most that the share below any distance is off, in 99 of 100 samples; 0: exact'},
+    resolution={**NUMBER, 'description': 'most that p10 and p90 are off, a distance'}, histogram=HISTOGRAM)
+NEIGHBORS = object_of('Euclidean distances of the images of a set to their nearest other image', n_samples=COUNT,
+    n_rows={**COUNT, 'description': 'images looked at'}, exact={'type': 'boolean', 'description': 'all were looked at'},
+    **dict.fromkeys(('min', 'p1', 'p10', 'median', 'max'), MAYBE_NUMBER),
+    cdf_error={**NUMBER, 'description': 'as in distances'}, histogram=HISTOGRAM)
+
+# %% ../../nbs/70_report/73_report.ipynb #d607b322
+POINT = object_of('what n samples give: distances to the nearest selected one, by k-center and by random choices', n=COUNT,
+    **{o: {**NUMBER, 'description': told} for o, told in {
+        'covering_distance': 'largest of all images', 'lower_bound': 'no choice of n images covers better',
+        'mean_distance': 'mean', 'p99_distance': '99th percentile', 'mean_error': 'standard error of the mean',
+        'p99_error': 'standard error of the percentile', 'random_covering': 'largest of those looked at, mean over seeds',
+        'random_covering_sd': 'standard deviation over the seeds', 'random_mean': 'mean',
+        'random_mean_sd': 'standard deviation over the seeds', 'random_p99': '99th percentile',
+        'random_p99_sd': 'standard deviation over the seeds'}.items()})
+KNEE = object_of('after that many images more of them bring little', n_samples=COUNT, covering_distance=NUMBER,
+    min_distance={**NUMBER, 'description': 'stops at the same choice'},
+    strength={**NUMBER, 'description': 'what the doubling before it brought over what the one after it did'})
+CERTIFICATE = object_of('how good k-center is at the end of the curve, at least', n_samples=COUNT,
+    covering_distance=NUMBER, lower_bound={**NUMBER, 'description': 'no choice of n_samples images covers better'})
+BUDGET = object_of('what each number of samples would give', n_available=COUNT,
+    n_evaluated={**COUNT, 'description': 'images looked at for mean, percentile and random choices'},
+    exact={'type': 'boolean', 'description': 'all were looked at'},
+    n_before={**COUNT, 'description': 'images chosen before that count as samples'},
+    n_seeds={**COUNT, 'description': 'random orders'}, seed={'type': 'integer'}, points=list_of('by n', POINT),
+    knee=maybe(KNEE), certificate=CERTIFICATE,
+    as_good_as_random={**MAYBE_COUNT, 'description': 'images with which k-center has the 99th percentile that random has '
+                                                     'at the end of the curve'})
+DATAPOOL = object_of('the growing set that the run added to', name=TEXT, members_before=COUNT, new=COUNT,
+    members_after=COUNT, members_in_input={**COUNT, 'description': 'images found that were in it already'},
+    excluded={**COUNT, 'description': 'images left out as too near to the embeddings of datapool.exclude'},
+    count_members={'type': 'boolean', 'description': 'n_samples counts the members'},
+    keep_history={'type': 'boolean', 'description': 'the state before is kept'})
 
 # %% ../../nbs/70_report/73_report.ipynb #5e6d3370
 SAVING = object_of('estimate for one task', task=TEXT, n_images=COUNT, usd_per_image=NUMBER, usd=NUMBER,
@@ -102,6 +147,8 @@ REPORT_SCHEMA: Report = {
     **object_of('report of one run', schema_version={'const': SCHEMA_VERSION}, job=JOB, counts=COUNTS, shares=SHARES,
         stopping=STOPPING, weights=WEIGHTS,
         distances=object_of('of all available and of the selected images', before=DISTANCES, after=DISTANCES),
+        neighbors=maybe(object_of('of the same images', before=NEIGHBORS, after=NEIGHBORS)),
+        budget=maybe(BUDGET), datapool=maybe(DATAPOOL),
         savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE),
         corrupt=CORRUPT, duplicates=DUPLICATES, folders=FOLDERS,
         plots=list_of('figures of this run', PLOT), notices=list_of('what a reader should know, in sentences', TEXT)),
@@ -209,16 +256,21 @@ def example_pairs(
 
 # %% ../../nbs/70_report/73_report.ipynb #f1e42b66
 N_NEIGHBORS = (5, 15, 50)  # of the UMAP layouts, those of the original
+POOL_MAPS = ('pca', 'umap_k_15')  # layouts of the datapool with the new samples
 THUMBNAIL_PIXELS = 420     # longest side of a picture in a pair
 
 def do_nothing() -> None:
     "What is called after each figure when nobody waits for it."
 
 def n_figures(
-    n_examples: int,  # pairs wanted
-) -> int:             # two histograms, two maps of each layout, and the pairs
+    n_examples: int,             # pairs wanted
+    has_curve: bool = False,     # there is a curve of the budget
+    has_pool: bool = False,      # there is a datapool with members
+    has_neighbors: bool = False, # distances to the nearest other image are known
+) -> int:                        # two histograms, two maps of each layout, the pairs, and what there is of the others
     "Figures that a report has at most; `write_plots` calls `on_figure` at most that many times."
-    return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples)
+    more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors
+    return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples) + more
 
 @dataclass
 class Illustrations:
@@ -248,14 +300,19 @@ def write_histograms(
     made: Illustrations,    # added to in place
     before: DistanceStats,  # of the available samples
     after: DistanceStats,   # of the selected samples
+    neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of both, None: not known
 ) -> None:
-    "Save the two histograms, over the same axes."
+    "Save the two histograms, over the same axes, and the figure of the nearest neighbours."
     heights = height_range(before, after)
     for name, stats, what, title in (('before', before, 'available', 'Histogram of Input Data'),
                                      ('after', after, 'selected', 'Histogram of Filtered Data')):
         pairs = 'all pairs' if stats.exact else 'a random sample of the pairs'
         caption = f'How far apart the {what} images are: {pairs}, as a density on a logarithmic axis.'
         write_figure(run_dir, made, f'distance_distr_{name}', plot_distances(stats, title, heights), title, caption)
+    run_dir.plot('nearest_distr').unlink(missing_ok=True)
+    if neighbors is None: return
+    write_figure(run_dir, made, 'nearest_distr', plot_neighbors(*neighbors), 'Nearest other image',
+                 'Share of the images that have another one nearer than a distance, before (dashed) and after.')
 
 # %% ../../nbs/70_report/73_report.ipynb #0806c9e3
 def write_maps(
@@ -298,6 +355,43 @@ def write_all_maps(
         layout = umap_layout(x, k, seed)
         method = f'UMAP, k = {k}' if layout.method == 'UMAP' else 'PCA for UMAP'
         write_maps(run_dir, made, samples, rows, layout, f'scatter_umap_k_{k}', method)
+
+# %% ../../nbs/70_report/73_report.ipynb #471358de
+def write_curve(
+    run_dir: RunDir,               # run
+    made: Illustrations,           # added to in place
+    curve: SelectionCurve | None,  # None: the run has none
+    n_selected: int | None,        # samples of this run as the curve counts them, None: not marked
+) -> None:
+    "Save the curve of the budget."
+    run_dir.plot('selection_curve').unlink(missing_ok=True)
+    if curve is None: return
+    caption = 'Distance to the nearest selected image against the number of images, for k-center and for random ' \
+              'choices (band: two standard deviations over the seeds).'
+    write_figure(run_dir, made, 'selection_curve', plot_curve(curve, n_selected), 'How many images are enough', caption)
+
+def write_pool_maps(
+    run_dir: RunDir,          # run
+    made: Illustrations,      # added to in place
+    new: np.ndarray,          # (n, d) float32 embeddings of the new samples
+    pool: np.ndarray | None,  # (p, d) float32 of the members before, None: there is no datapool
+    seed: int,                # of UMAP and of the part that is drawn
+) -> None:
+    "Save maps of the datapool with the new samples on top."
+    for name in POOL_MAPS: run_dir.plot(f'scatter_{name}_datapool').unlink(missing_ok=True)
+    if pool is None or not len(pool) or not len(new): return
+    is_new = np.arange(len(pool) + len(new)) >= len(pool)
+    drawn = rows_to_draw(is_new, seed=seed)
+    if len(drawn) < len(is_new):
+        made.notices.append(f'The maps of the datapool show {len(drawn):,} of {len(is_new):,} images, '
+                            'drawn at random with the same share of new ones.')
+    x = np.concatenate([pool, new])[drawn]
+    for name in POOL_MAPS:
+        layout = umap_layout(x, int(name[7:]), seed) if name.startswith('umap') else Layout(pca(x), 'PCA', 0, '')
+        method = layout.method if layout.method == 'PCA' else f'UMAP, k = {name[7:]}'
+        write_figure(run_dir, made, f'scatter_{name}_datapool', plot_pool(layout.points, is_new[drawn], method),
+                     f'2D Scatter Plot ({method}), datapool and new',
+                     f'New samples dark, members of the datapool pale.{" " + layout.note if layout.note else ""}')
 
 # %% ../../nbs/70_report/73_report.ipynb #02086410
 def read_pair(
@@ -351,11 +445,18 @@ def write_plots(
     seed: int,               # of UMAP and of the part of a large set that is drawn
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown in pairs, pixels
     on_figure: Callable[[], None] = do_nothing, # called after each figure, to show progress; see `n_figures`
+    *,
+    curve: SelectionCurve | None = None,  # of the budget
+    n_selected: int | None = None,        # samples of this run as the curve counts them, None: not marked
+    pool: np.ndarray | None = None,       # (p, d) float32 members of the datapool before this run, as `vectors`
+    neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
 ) -> Illustrations:          # what there is now
     "Save all figures of the report."
     made = Illustrations(on_figure=on_figure)
-    write_histograms(run_dir, made, before, after)
+    write_histograms(run_dir, made, before, after, neighbors)
+    write_curve(run_dir, made, curve, n_selected)
     write_all_maps(run_dir, made, samples, vectors, seed)
+    write_pool_maps(run_dir, made, vectors.of(result_order(samples)).emb, pool, seed)
     pairs = example_pairs(samples, vectors, n_example_images)
     write_pairs(run_dir, made, samples, pairs, input_dir, max_pixels)
     n_listed = len(np.unique(find_stand_ins(samples, vectors)[1]))
@@ -406,8 +507,8 @@ def jsonable(
 
 # %% ../../nbs/70_report/73_report.ipynb #3b17e34a
 def describe_distances(
-    stats: DistanceStats,  # of a set
-) -> Report:               # as in `DISTANCES`
+    stats: DistanceStats | NeighborStats, # of a set
+) -> Report:                              # as in `DISTANCES` or `NEIGHBORS`
     "Statistics of distances for the report."
     told = {k: v for k, v in asdict(stats).items() if k not in ('counts', 'edges')}
     return jsonable({**told, 'histogram': {'counts': stats.counts, 'edges': stats.edges}})
@@ -417,6 +518,7 @@ def find_notices(
     stopping: Report,           # as in `STOPPING`
     before: DistanceStats,      # of the available samples
     after: DistanceStats,       # of the selected samples
+    neighbors: Sequence[NeighborStats] = (),  # of both
 ) -> list[str]:                 # sentences
     "What a reader should know before reading the numbers."
     found = []
@@ -425,21 +527,44 @@ def find_notices(
     for stats, what in ((before, 'before'), (after, 'after')):
         if stats.exact: continue
         found.append(f'Distances {what} the selection are those of {stats.n_pairs:,} pairs drawn at random out of '
-                     f'{stats.n_pairs_total:,}, because all would need more memory than '
-                     'memory_requirement_in_GB allows; min and max are the smallest and largest seen.')
+                     f'{stats.n_pairs_total:,}: in 99 of 100 such samples the share of pairs below any distance is off '
+                     f'by {stats.cdf_error:.2g} at most. The largest is the largest seen.')
+    for near, what in zip(neighbors, ('before', 'after'), strict=False):
+        if near.exact: continue
+        found.append(f'Nearest other images {what} the selection were looked up for {near.n_rows:,} of '
+                     f'{near.n_samples:,} images drawn at random: shares are off by {near.cdf_error:.2g} at most.')
     return found
+
+# %% ../../nbs/70_report/73_report.ipynb #d04a7f6e
+def describe_budget(
+    curve: SelectionCurve | None,  # of a run
+) -> Report | None:                # as in `BUDGET`
+    "What each number of samples would give, for the report."
+    if curve is None: return None
+    columns = curve.columns()
+    points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    last = {'n_samples': curve.n[-1], 'covering_distance': curve.covering_distance[-1],
+            'lower_bound': curve.lower_bound[-1]}
+    facts = {o: getattr(curve, o) for o in ('n_available', 'n_evaluated', 'n_before', 'n_seeds', 'seed')}
+    return jsonable({**facts, 'exact': curve.n_evaluated == curve.n_available, 'points': points,
+                     'knee': asdict(curve.knee) if curve.knee else None, 'certificate': last,
+                     'as_good_as_random': as_good_as_random(curve)})
 
 # %% ../../nbs/70_report/73_report.ipynb #c963b968
 def build_report(
     samples: pd.DataFrame,          # sample table after the selection
     job: Report,                    # as in `JOB`; a token in its config is dropped
-    stopping: Report,               # method, asked {n_samples, min_distance}, n_samples, ended_by
+    stopping: Report,               # as in `STOPPING`, without the covering distance
     weights: Report,                # as in `WEIGHTS`
     before: DistanceStats,          # of the available samples
     after: DistanceStats,           # of the selected samples
     saved: Sequence[Saving],        # from `savings`
     made: Illustrations,            # from `write_plots`
     notices: Sequence[str] = (),    # further sentences of the caller
+    *,
+    curve: SelectionCurve | None = None,  # of the budget
+    datapool: Report | None = None,       # as in `DATAPOOL`
+    neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
 ) -> Report:                        # what goes into report.json, valid
     "Everything there is to tell about a run."
     counts = count_samples(samples)
@@ -447,13 +572,15 @@ def build_report(
     shares = {o: counts[o]/counts['available'] if counts['available'] else None for o in ('sampled', 'removed')}
     covering = removed['nearest_distance'].max() if len(removed) else None
     config = {k: v for k, v in job['config'].items() if k != 'token'}
+    near = dict(zip(('before', 'after'), map(describe_distances, neighbors), strict=True)) if neighbors else None
+    found = find_notices(counts, stopping, before, after, neighbors or ())
     report = {
         'schema_version': SCHEMA_VERSION, 'job': {**job, 'config': config}, 'counts': counts, 'shares': shares,
         'stopping': {**stopping, 'covering_distance': covering}, 'weights': weights,
         'distances': {'before': describe_distances(before), 'after': describe_distances(after)},
-        'savings': [asdict(o) for o in saved], 'examples': made.examples,
+        'neighbors': near, 'budget': describe_budget(curve), 'datapool': datapool, 'savings': [asdict(o) for o in saved], 'examples': made.examples,
         'corrupt': list_corrupt(samples), 'duplicates': list_duplicates(samples), 'folders': count_folders(samples),
-        'plots': made.plots, 'notices': [*find_notices(counts, stopping, before, after), *made.notices, *notices],
+        'plots': made.plots, 'notices': [*found, *made.notices, *notices],
     }
     return validate_report(jsonable(report))
 
@@ -477,4 +604,8 @@ def read_report(
         report = json.loads(path.read_text(encoding='utf-8'))
     except json.JSONDecodeError as error:
         raise ReportError(f'{path} is not JSON ({error}); run the report step again') from None
+    version = report.get('schema_version') if isinstance(report, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ReportError(f'{path} has schema version {version}, this program reads {SCHEMA_VERSION}; '
+                          'run the report step again')
     return validate_report(report)

@@ -5,13 +5,18 @@
 # %% ../../nbs/70_report/70_stats.ipynb #68adab80
 from __future__ import annotations
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
-from ..select.distances import distances_of_pairs, pairwise_blocks
+from ..core.compiled import in_threads
+from ..core.config import count_cores
+from ..select.distances import (BLOCK_BYTES, MAX_BINS, distances_of_pairs, nearest, nearest_other,
+                                             pair_histogram)
 
 # %% auto #0
-__all__ = ['MAX_PAIRS', 'PAIRS_AT_ONCE', 'N_BINS', 'USD_PER_IMAGE', 'KG_CO2_PER_IMAGE', 'DistanceStats', 'n_pairs_of',
-           'all_distances', 'sampled_distances', 'bin_edges', 'pairwise_stats', 'Saving', 'savings']
+__all__ = ['MAX_EXACT_PAIRS', 'MAX_PAIRS', 'PAIRS_AT_ONCE', 'CONFIDENCE', 'N_BINS', 'MIN_BLOCK_BYTES', 'MAX_NEIGHBOR_PAIRS',
+           'USD_PER_IMAGE', 'KG_CO2_PER_IMAGE', 'DistanceStats', 'n_pairs_of', 'sampling_error', 'sampled_distances',
+           'far_apart', 'bin_edges', 'continued', 'block_bytes_of', 'pairwise_stats', 'NeighborStats', 'neighbor_stats',
+           'with_exact_min', 'Saving', 'savings']
 
 # %% ../../nbs/70_report/70_stats.ipynb #13e38247
 @dataclass(frozen=True)
@@ -28,10 +33,14 @@ class DistanceStats:
     exact: bool         # all pairs were looked at
     counts: np.ndarray  # (n_bins,) int64 pairs in each bin
     edges: np.ndarray   # (n_bins + 1,) float64 edges of the bins, evenly spaced from 0
+    cdf_error: float = 0.   # most that the share of pairs below any distance is off, in 99 of 100 samples
+    resolution: float = 0.  # most that p10 and p90 of the pairs looked at are off, a distance
 
 # %% ../../nbs/70_report/70_stats.ipynb #8a190d5f
-MAX_PAIRS = 10_000_000  # pairs in a sample: the standard error of the mean is then 1/3000 of the spread
-PAIRS_AT_ONCE = 2**16   # pairs drawn and measured in one go; part of what makes a seed repeatable
+MAX_EXACT_PAIRS = 2_500_000_000  # pairs that are all counted: 70,000 vectors, 3 to 5 s on two cores at 32 numbers each
+MAX_PAIRS = 10_000_000           # pairs in a sample otherwise
+PAIRS_AT_ONCE = 2**16            # pairs drawn and measured in one go; part of what makes a seed repeatable
+CONFIDENCE = .99                 # share of samples in which the true distribution is within the error told
 
 def n_pairs_of(
     n: int,  # vectors
@@ -39,77 +48,178 @@ def n_pairs_of(
     "Pairs that `n` vectors form."
     return n*(n - 1)//2
 
-def all_distances(
-    x: np.ndarray,  # (n, d) float32
-) -> np.ndarray:    # (n*(n-1)/2,) float32
-    "Distances of all pairs, in the order of SciPy's `pdist`."
-    distances = np.empty(n_pairs_of(len(x)), dtype=np.float32)
-    start = 0
-    for block in pairwise_blocks(x):
-        distances[start:start + len(block)] = block
-        start += len(block)
-    return distances
+def sampling_error(
+    n_sampled: int,  # independent draws, at least 1
+) -> float:          # 0 to 1, of any share
+    "How far off the distribution of a sample may be, at `CONFIDENCE`."
+    return float(min(1., np.sqrt(np.log(2/(1 - CONFIDENCE))/2/n_sampled)))
 
 # %% ../../nbs/70_report/70_stats.ipynb #3d710978
 def sampled_distances(
-    x: np.ndarray,  # (n, d) float32, at least two rows
-    n_pairs: int,   # pairs to draw
-    seed: int,      # the same seed draws the same pairs
-) -> np.ndarray:    # (n_pairs,) float32
+    x: np.ndarray,        # (n, d) float32, at least two rows
+    n_pairs: int,         # pairs to draw
+    seed: int,            # the same seed draws the same pairs
+    n_threads: int = -1,  # -1: one for each core
+) -> np.ndarray:          # (n_pairs,) float32
     "Distances of pairs drawn at random."
-    rng = np.random.default_rng(seed)
     distances = np.empty(n_pairs, dtype=np.float32)
-    for start in range(0, n_pairs, PAIRS_AT_ONCE):
-        size = min(PAIRS_AT_ONCE, n_pairs - start)
-        first, second = rng.integers(len(x), size=size), rng.integers(len(x) - 1, size=size)
+
+    def draw(lot: int) -> None:
+        rng, part = np.random.default_rng((seed, lot)), distances[lot*PAIRS_AT_ONCE:(lot + 1)*PAIRS_AT_ONCE]
+        first, second = rng.integers(len(x), size=len(part)), rng.integers(len(x) - 1, size=len(part))
         second += second >= first
-        distances[start:start + size] = distances_of_pairs(x[first], x[second])
+        part[:] = distances_of_pairs(x[first], x[second])
+
+    in_threads(draw, range(-(-n_pairs//PAIRS_AT_ONCE)), n_threads)
     return distances
 
 # %% ../../nbs/70_report/70_stats.ipynb #90fb1947
-N_BINS = 160  # bins of a histogram
+N_BINS = 160  # bins of a histogram, or a few more
+
+def far_apart(
+    x: np.ndarray,  # (n, d) float32, at least one row
+) -> float:         # at least half the largest distance, at most the largest
+    "Distance of two rows that are about as far apart as any."
+    row, largest = 0, 0.
+    for _ in range(3):
+        distances = nearest(x, x[row:row + 1])[1]
+        row = int(distances.argmax())
+        largest = max(largest, float(distances[row]))
+    return largest
 
 def bin_edges(
-    x: np.ndarray,          # (n, d) float32, at least two rows
-    distances: np.ndarray,  # (p,) float32 distances of its pairs
-    exact: bool,            # `distances` are those of all pairs
-) -> np.ndarray:            # (N_BINS + 1,) float64 evenly spaced from 0
-    "Bins that hold any distance of two rows of `x`."
-    top = float(distances.max())
-    if not exact:
-        mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        top = 2*float(distances_of_pairs(x, np.broadcast_to(mean, x.shape)).max())*(1 + 1e-6)
-    return np.linspace(0, top or 1., N_BINS + 1)
+    top: float,       # a distance, at least 0
+) -> np.ndarray:      # (N_BINS + 1,) float64 evenly spaced from 0
+    "Bins up to a distance, which lies inside the last; up to 1 for 0."
+    return np.arange(N_BINS + 1)*((top*(1 + 1e-6) or 1.)/N_BINS)
+
+def continued(
+    edges: np.ndarray,  # (n_bins + 1,) float64 evenly spaced from 0
+    largest: float,     # a distance
+) -> np.ndarray:        # (n_bins + 1,) or longer
+    "Edges up to a distance: the same if it lies inside, otherwise with more bins of the same width."
+    if largest <= edges[-1]:
+        return edges
+    n_bins = int(largest/edges[1]) + 1
+    if n_bins > MAX_BINS:
+        raise ValueError(f'bins of width {edges[1]:g} up to {largest:g} would be {n_bins}, allowed are {MAX_BINS}: '
+                         'give the edges of a set that holds this one, or none')
+    return np.append(edges, np.arange(len(edges), n_bins + 1)*edges[1])
 
 # %% ../../nbs/70_report/70_stats.ipynb #126befe7
-def _no_pairs(
-    n_samples: int,            # 0 or 1
-    edges: np.ndarray | None,  # bins of the other set, None: 0 to 1
-) -> DistanceStats:            # NaN throughout
-    "Statistics of a set without pairs."
-    edges = np.linspace(0, 1, N_BINS + 1) if edges is None else edges
-    nan = float('nan')
-    counts = np.zeros(len(edges) - 1, dtype=np.int64)
-    return DistanceStats(n_samples, nan, nan, nan, nan, nan, 0, 0, True, counts, edges)
+MIN_BLOCK_BYTES = 2**16  # smallest scratch memory of a thread, bytes
 
-def pairwise_stats(
-    x: np.ndarray,                    # (n, d) float32
-    max_bytes: float,                 # most memory for the distances, bytes: `memory_requirement_in_GB` * 1e9
-    seed: int = 1,                    # of the pairs drawn when not all fit
-    edges: np.ndarray | None = None,  # (n_bins + 1,) evenly spaced bins of a set that holds this one, None: its own
-) -> DistanceStats:                   # statistics and histogram
-    "Distances of all pairs of `x`, or of a sample of pairs when all would not fit into `max_bytes`."
-    total = n_pairs_of(len(x))
-    if total == 0:
-        return _no_pairs(len(x), edges)
-    exact = 4*total <= max_bytes
-    n_pairs = total if exact else max(1, min(MAX_PAIRS, int(max_bytes//4)))
-    distances = all_distances(x) if exact else sampled_distances(x, n_pairs, seed)
-    edges = bin_edges(x, distances, exact) if edges is None else edges
-    counts = np.histogram(distances, bins=len(edges) - 1, range=(edges[0], edges[-1]))[0]
+def block_bytes_of(
+    max_bytes: float,  # most scratch memory, bytes
+) -> int:              # of each thread, bytes
+    "What each thread may use of an amount of memory."
+    return int(np.clip(max_bytes/count_cores(), MIN_BLOCK_BYTES, BLOCK_BYTES))
+
+def _all_pairs(
+    x: np.ndarray,             # (n, d) float32, at least two rows
+    max_bytes: float,          # most scratch memory, bytes
+    edges: np.ndarray | None,  # (n_bins + 1,) float64, None: its own
+) -> DistanceStats:
+    "Statistics of all pairs."
+    edges = bin_edges(far_apart(x)) if edges is None else edges
+    pairs = pair_histogram(x, float(edges[1]), block_bytes_of(max_bytes))
+    edges = continued(edges, pairs.max)
+    n_bins = len(edges) - 1
+    counts = np.zeros(n_bins, dtype=np.int64)
+    np.add.at(counts, np.minimum(np.arange(len(pairs.counts)), n_bins - 1), pairs.counts)  # the last holds its edge
+    p10, p90 = pairs.percentile(10), pairs.percentile(90)
+    return DistanceStats(len(x), pairs.mean, pairs.min, pairs.max, p10, p90, pairs.n_pairs, pairs.n_pairs, True,
+                         counts, edges, 0., pairs.resolution)
+
+# %% ../../nbs/70_report/70_stats.ipynb #85c0000e
+def _some_pairs(
+    x: np.ndarray,             # (n, d) float32, at least two rows
+    n_pairs: int,              # pairs to draw
+    seed: int,                 # of the pairs drawn
+    edges: np.ndarray | None,  # (n_bins + 1,) float64, None: its own
+) -> DistanceStats:
+    "Statistics of a sample of pairs."
+    distances = sampled_distances(x, n_pairs, seed)
+    if edges is None:
+        middle = x.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        edges = bin_edges(2*float(nearest(x, middle)[1].max()))
+    edges = continued(edges, float(distances.max()))
+    counts = np.histogram(distances, bins=len(edges) - 1, range=(0, edges[-1]))[0]
     mean, low, high = float(distances.mean(dtype=np.float64)), float(distances.min()), float(distances.max())
     p10, p90 = map(float, np.percentile(distances, [10, 90], overwrite_input=True))
-    return DistanceStats(len(x), mean, low, high, p10, p90, n_pairs, total, exact, counts, edges)
+    return DistanceStats(len(x), mean, low, high, p10, p90, n_pairs, n_pairs_of(len(x)), False,
+                         counts, edges, sampling_error(n_pairs), 0.)
+
+def pairwise_stats(
+    x: np.ndarray,                     # (n, d) float32
+    max_bytes: float,                  # most scratch memory, bytes: `memory_requirement_in_GB` * 1e9
+    seed: int = 1,                     # of the pairs drawn when there are too many
+    edges: np.ndarray | None = None,   # (n_bins + 1,) float64, evenly spaced, of a set that holds this one, None: own
+    *,
+    max_pairs: int = MAX_EXACT_PAIRS,  # most pairs to look at all of
+) -> DistanceStats:                    # statistics and histogram
+    "Distances of all pairs of `x`, or of a sample of pairs when there are more than `max_pairs`."
+    total = n_pairs_of(len(x))
+    if total == 0:
+        edges, nan = bin_edges(0.) if edges is None else edges, float('nan')
+        counts = np.zeros(len(edges) - 1, dtype=np.int64)
+        return DistanceStats(len(x), nan, nan, nan, nan, nan, 0, 0, True, counts, edges)
+    if total <= max_pairs:
+        return _all_pairs(x, max_bytes, edges)
+    n_pairs = max(1, min(MAX_PAIRS, max_pairs, int(max_bytes//4)))
+    return _some_pairs(x, n_pairs, seed, edges)
+
+# %% ../../nbs/70_report/70_stats.ipynb #85c00004
+MAX_NEIGHBOR_PAIRS = 10_000_000_000  # rows looked at times vectors: about 5 s on two cores at 32 numbers each
+
+@dataclass(frozen=True)
+class NeighborStats:
+    "Distances of the vectors of a set to the nearest other vector."
+    n_samples: int      # vectors in the set
+    n_rows: int         # vectors looked at
+    exact: bool         # all vectors were looked at
+    min: float          # smallest distance, NaN like the next four for fewer than two vectors
+    p1: float           # one vector in a hundred has a nearer neighbour than this
+    p10: float          # one in ten has
+    median: float       # one in two has
+    max: float          # the vector that is most alone is this far from its neighbour
+    counts: np.ndarray  # (n_bins,) int64 vectors in each bin
+    edges: np.ndarray   # (n_bins + 1,) float64 edges of the bins, evenly spaced from 0
+    cdf_error: float    # most that the share of vectors below any distance is off, in 99 of 100 samples; 0 when exact
+
+def neighbor_stats(
+    x: np.ndarray,                        # (n, d) float32
+    max_bytes: float,                     # most scratch memory, bytes: `memory_requirement_in_GB` * 1e9
+    seed: int = 1,                        # of the rows drawn when there are too many
+    edges: np.ndarray | None = None,      # (n_bins + 1,) float64, evenly spaced bins, None: up to the largest distance
+    *,
+    max_pairs: int = MAX_NEIGHBOR_PAIRS,  # most pairs to look at
+) -> NeighborStats:                       # statistics and histogram
+    "Distance of each row of `x` to its nearest other row, for all rows or a sample of rows."
+    n = len(x)
+    if n < 2:
+        edges, nan = bin_edges(0.) if edges is None else edges, float('nan')
+        counts = np.zeros(len(edges) - 1, dtype=np.int64)
+        return NeighborStats(n, n, True, nan, nan, nan, nan, nan, counts, edges, 0.)
+    exact = n*n <= max_pairs
+    rows = np.arange(n)
+    if not exact:
+        rows = np.sort(np.random.default_rng(seed).choice(n, max(1, min(n - 1, max_pairs//n)), replace=False))
+    distances = nearest_other(x, rows, block_bytes_of(max_bytes))[1]
+    low, p1, p10, median, high = map(float, np.percentile(distances, [0, 1, 10, 50, 100]))
+    edges = continued(bin_edges(high) if edges is None else edges, high)
+    counts = np.histogram(distances, bins=len(edges) - 1, range=(0, edges[-1]))[0]
+    error = 0. if exact else sampling_error(len(rows))
+    return NeighborStats(n, len(rows), exact, low, p1, p10, median, high, counts, edges, error)
+
+# %% ../../nbs/70_report/70_stats.ipynb #85c00009
+def with_exact_min(
+    stats: DistanceStats,      # of a set
+    neighbors: NeighborStats,  # of the same set
+) -> DistanceStats:            # the same, with the smallest distance of all pairs if it is known
+    "Statistics whose smallest distance is that of the closest neighbours."
+    known = neighbors.exact and neighbors.n_samples > 1
+    return replace(stats, min=neighbors.min) if known else stats
 
 # %% ../../nbs/70_report/70_stats.ipynb #ebba4de6
 USD_PER_IMAGE = {'classification': .30, 'detection': 1.20, 'segmentation': 6.00}  # labelling, lightly.ai/report (2021)

@@ -21,11 +21,12 @@ from ..core.errors import ConfigError, CurateError
 from ..core.progress import draw, duration, read_status, tick_text
 from ..core.rundir import RunDir
 from .jobs import DISK_FAULTS, JobError, run_job
-from .start import create_run
+from .start import Run, create_run, recut
 
 # %% auto #0
-__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'tell', 'Watcher', 'watching', 'checked',
-           'exit_code', 'job_of', 'stop', 'carry_out', 'run_hydra', 'main', 'check_flags', 'tell_sanity']
+__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'AGAIN', 'tell', 'Watcher', 'watching', 'checked',
+           'exit_code', 'job_of', 'stop', 'carry_out', 'run_hydra', 'main', 'choose_again', 'check_flags',
+           'tell_sanity']
 
 # %% ../../nbs/80_run/84_cli.ipynb #51a5d30e
 LOOK_EVERY_S = 0.2     # seconds between looks into the run folder
@@ -140,12 +141,10 @@ def stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 def carry_out(
-    cfg: CurateConfig,       # checked configuration
-    words: Sequence[str],    # overrides
-    hydra: str,              # Hydra's configuration as YAML
+    run: Run,   # from `create_run` or `recut`
 ) -> None:
     "Do one run and say where its result is."
-    run, begun = create_run(cfg, words, hydra), time.perf_counter()
+    begun = time.perf_counter()
     tell(f'lightly_curate {__version__}, run folder {run.dir.root}\nstarting the job {job_of(run.cfg.steps)}\n')
     signal.signal(signal.SIGTERM, stop)
     with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
@@ -169,7 +168,7 @@ def run_hydra(
         try:
             settings = HydraConfig.get()
             as_yaml = OmegaConf.to_yaml(OmegaConf.create({'hydra': settings}))
-            carry_out(to_config(node), list(settings.overrides.task), as_yaml)
+            carry_out(create_run(to_config(node), list(settings.overrides.task), as_yaml))
             codes.append(0)
         except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
             codes.append(exit_code(error, None))
@@ -183,6 +182,7 @@ def run_hydra(
 # %% ../../nbs/80_run/84_cli.ipynb #b587d150
 FLAGS = ('--multirun', '-m', '--cfg', '-c')  # of Hydra, beside --help and --version
 CFG = ('--cfg', '-c')
+AGAIN = 'select'  # first word of a new choice from a finished run
 
 def main() -> int:  # exit code
     "Entry of `lightly-curate`."
@@ -194,6 +194,7 @@ def main() -> int:  # exit code
     if '--version' in words:
         sys.stdout.write(f'lightly_curate {__version__}\n')
         return 0
+    if words[:1] == [AGAIN]: return choose_again(words[1:])
     is_flag = [o.startswith('-') or (i > 0 and words[i - 1] in CFG) for i, o in enumerate(words)]
     flags = [o for o, flag in zip(words, is_flag, strict=True) if flag]
     is_multirun = bool({'--multirun', '-m'} & set(flags))
@@ -206,6 +207,21 @@ def main() -> int:  # exit code
     except CurateError as error:
         return exit_code(error, None)
     return run_hydra([*overrides, *flags])
+
+def choose_again(
+    words: Sequence[str],   # folder of a run, then overrides
+) -> int:                   # exit code
+    "Choose again from the vectors of a finished run."
+    try:
+        if not words or '=' in words[0] or words[0].startswith('-'):
+            raise ConfigError([f'{AGAIN} is followed by {words[0] if words else "nothing"}, needed is the folder of a '
+                               f'finished run: lightly-curate {AGAIN} RUN n_samples=500'])
+        flags = [f'{o} cannot be used with {AGAIN}; leave it out' for o in words[1:] if o.startswith('-')]
+        if flags: raise ConfigError(flags)
+        carry_out(recut(words[0], words[1:]))
+        return 0
+    except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
+        return exit_code(error, None)
 
 def check_flags(
     flags: Sequence[str],  # words that start with a dash, and what follows --cfg

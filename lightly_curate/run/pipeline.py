@@ -23,27 +23,34 @@ from ..core.config import CurateConfig, is_folder, notices
 from ..core.errors import EmbeddingsError, InputError
 from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
 from ..core.rundir import replacing
-from ..core.samples import available, count_samples, load_samples, make_samples, result_order, save_samples
+from ..core.samples import (available, count_samples, load_samples, make_samples, result_order,
+                                         save_samples, with_columns)
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
-from ..data.scan import name_fault, scan
+from ..data.scan import counted, name_fault, scan
 from ..deliver.dump import dump_selected
 from ..deliver.export import (write_available_embeddings, write_filename_lists, write_removed_samples,
                                            write_selected_embeddings)
-from ..embed.embedding_csv import read_embeddings, read_npy
-from ..embed.vectors import Vectors
-from ..report.report import (build_report, describe_machine, installed_versions, n_figures, write_plots,
-                                          write_report)
-from ..report.stats import pairwise_stats, savings
+from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
+from ..embed.vectors import Vectors, normalize
+from ..report.report import (Illustrations, build_report, describe_machine, installed_versions, n_figures,
+                                          write_plots, write_report)
+from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
+                                         with_exact_min)
 from .jobs import run_job
 from .start import Run
-from ..select.select import select
+from ..select.budget import SelectionCurve
+from ..select.datapool import (Datapool, check_weights, find_members, held_out, mark_excluded, mark_members,
+                                            pool_checkpoint, pool_files, read_pool, update_pool)
+from ..select.select import curve_of, select
 
 # %% auto #0
 __all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
-           'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'scan_stage', 'clean_stage',
-           'given_weights', 'device_name', 'backbone_request', 'try_weights', 'embed_stage', 'selection_vectors',
-           'select_stage', 'deliver_stage', 'dump_images', 'command', 'describe_job', 'report_stage', 'render',
-           'stages_to_do', 'watched', 'curate']
+           'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'mark_given', 'scan_stage',
+           'clean_stage', 'given_weights', 'device_name', 'open_pool', 'backbone_request', 'weights_of', 'try_weights',
+           'embed_stage', 'as_selected', 'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members',
+           'select_stage', 'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'describe_job',
+           'origin_notice', 'stopping_facts', 'make_figures', 'report_stage', 'render', 'stages_to_do', 'watched',
+           'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
@@ -54,7 +61,10 @@ def outputs_of(
     files = run.dir
     lists = [files.sampled_filenames, files.removed_filenames, files.duplicate_filenames, files.corrupt_filenames]
     made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json],
+            'select': [files.state_pool, files.state_members] if run.cfg.datapool.name else [],
             'deliver': [*lists, files.removed_samples_csv, files.selected_embeddings_csv, files.samples_parquet]}
+    chosen = read_mark(files, 'select')
+    if chosen is not None and chosen.result.get('curve'): made['deliver'].append(files.selection_curve_csv)
     return [files.table(stage), *made.get(stage, [])]
 
 def is_done(
@@ -137,6 +147,25 @@ def tell_missing(
     n_missing = sum(not Path(input_dir, o).is_file() for o in samples['path']) if is_folder(input_dir) else len(samples)
     return f'{n_missing} of {len(samples)} samples have no image in input_dir.' if n_missing else None
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #40f02b0b
+def mark_given(
+    samples: pd.DataFrame,   # sample table from a file of embeddings
+    given: EmbeddingTable,   # what the file holds
+    order: Sequence[int],    # (n,) row of the file for each sample
+    source: str,             # name of that file
+) -> pd.DataFrame:           # with status masked and preselected
+    "Take over what the columns `masked` and `selected` of a file say."
+    if given.masked is not None:
+        rows = np.flatnonzero(given.masked[order])
+        samples = with_columns(samples, rows, status='masked', reason=f'masked in {source}')
+        logger.info('%d of %d samples are masked', len(rows), len(samples))
+    if given.selected is not None:
+        rows = np.flatnonzero(given.selected[order])
+        samples = with_columns(samples, rows, preselected=True)
+        logger.info('%d of %d samples were selected before', len(rows), len(samples))
+    return samples
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #72af7395
 def scan_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
@@ -152,7 +181,8 @@ def scan_stage(
         check_given_names(given.filenames, path.name)
         samples = make_samples(given.filenames, labels=None if given.labels is None else given.labels.tolist())
         position = {name: i for i, name in enumerate(given.filenames)}
-        emb = given.emb[[position[name] for name in samples['filename']]]
+        order = [position[name] for name in samples['filename']]
+        samples, emb = mark_given(samples, given, order, path.name), given.emb[order]
     logger.info('loaded %d embeddings of %d dimensions from %s', len(emb), emb.shape[1], path.name)
     save_vectors(run, Vectors(emb, samples.index.to_numpy(dtype=np.int64)))
     missing = tell_missing(samples, cfg.input_dir)
@@ -188,26 +218,48 @@ def device_name() -> str:  # 'cpu' or 'cuda: NVIDIA ...'
     import torch
     return f'cuda: {torch.cuda.get_device_name(0)}' if torch.cuda.is_available() else 'cpu'
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #97ae6a69
+def open_pool(
+    run: Run,           # run
+) -> Datapool | None:   # as it is now, None: none was asked for
+    "The datapool of a run."
+    if not run.cfg.datapool.name: return None
+    return read_pool(pool_files(Path(run.cfg.shared_dir), run.cfg.datapool.name))
+
 def backbone_request(
     run: Run,            # run
 ) -> dict[str, Any]:     # arguments of `load_backbone`
     "What a run asks of `load_backbone`."
     cfg, model = run.cfg, run.cfg.lightly['model']
-    return {'name': model['name'], 'checkpoint': Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None,
+    own, pool = Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None, open_pool(run)
+    if own is None and pool is not None:
+        own = pool_checkpoint(pool_files(Path(cfg.shared_dir), cfg.datapool.name or ''), pool)
+        if own is not None: logger.info('embedding with the checkpoint of the datapool %s', cfg.datapool.name)
+    return {'name': model['name'], 'checkpoint': own,
             'num_ftrs': model['num_ftrs'], 'width': model['width'], 'input_size': cfg.lightly['collate']['input_size']}
+
+def weights_of(
+    backbone: Any,        # from `load_backbone`
+) -> dict[str, Any]:      # as in report.json
+    "What is known about a backbone."
+    return {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
 
 def try_weights(
     run: Run,  # run
 ) -> None:
     "Load the weights once, so that those that do not fit are found out before the images are read."
     from lightly_curate.learn.backbone import load_backbone
-    load_backbone(**backbone_request(run))
+    cfg, pool, backbone = run.cfg, open_pool(run), load_backbone(**backbone_request(run))
+    if pool is not None: check_weights(pool, weights_of(backbone), cfg.datapool.name or '')
+    if cfg.datapool.exclude: held_out(Path(cfg.shared_dir)/cfg.datapool.exclude, backbone.n_features)
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #04e89e71
 def embed_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Embed every available sample."
     cfg, samples = run.cfg, table_after(run, 'clean')
+    checkpoint: Path | None = None
     if cfg.embeddings:
         vectors = load_vectors(run)
         weights = given_weights(Path(cfg.shared_dir)/cfg.embeddings, vectors.emb.shape[1])
@@ -215,49 +267,148 @@ def embed_stage(
     else:
         from lightly_curate.embed.embed import embed
         from lightly_curate.learn.backbone import load_backbone
-        backbone, loader = load_backbone(**backbone_request(run)), cfg.lightly['loader']
+        asked, loader = backbone_request(run), cfg.lightly['loader']
+        checkpoint, backbone = asked['checkpoint'], load_backbone(**asked)
         samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
                                  int(cfg.lightly['trainer']['precision']), cfg.max_image_pixels)
         device = device_name()
-        weights = {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
+        weights = weights_of(backbone)
         save_vectors(run, vectors)
     write_available_embeddings(samples, vectors, run.dir.embeddings_csv)
-    return samples, {'weights': weights, 'device': device}
+    return samples, {'weights': weights, 'device': device, 'checkpoint': str(checkpoint.absolute()) if checkpoint else ''}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
+def as_selected(
+    run: Run,          # run
+    emb: np.ndarray,   # (n, d) float32, as a backbone gave them
+) -> np.ndarray:       # (n, d) float32, unit length if normalize_embeddings asks for it
+    "Vectors as the selection and the statistics see them."
+    return normalize(emb) if run.cfg.normalize_embeddings else emb
+
 def selection_vectors(
     run: Run,      # run
-) -> Vectors:      # unit length if normalize_embeddings asks for it
-    "Vectors as the selection and the statistics see them."
+) -> Vectors:      # of all samples that have one
+    "Vectors of a run as the selection and the statistics see them."
     vectors = load_vectors(run)
-    return vectors.normalized() if run.cfg.normalize_embeddings else vectors
+    return Vectors(as_selected(run, vectors.emb), vectors.rows)
 
+def mark_earlier(
+    run: Run,                # run
+    samples: pd.DataFrame,   # sample table after embed
+    vectors: Vectors,        # as the selection sees them
+    pool: Datapool | None,   # as read
+) -> tuple[pd.DataFrame, list[str]]:  # status member and excluded; sentences for the report
+    "Mark what is in the datapool already, and what is too near to datapool.exclude."
+    cfg, weights = run.cfg, finished_mark(run, 'embed').result['weights']
+    said: list[str] = []
+    if pool is not None:
+        said += check_weights(pool, weights, cfg.datapool.name or '')
+        samples, told = mark_members(samples, load_vectors(run), pool)
+        said += told
+    elif run.dir.state_members.is_file():
+        reason = 'in the datapool of the run that the vectors come from'
+        samples = with_columns(samples, np.load(run.dir.state_members), status='member', reason=reason)
+        said.append(f'Chosen against the {counted(len(np.load(run.dir.state_pool)), "member")} that the datapool of that '
+                    'run had then; nothing was added to it.')
+    if cfg.datapool.exclude:
+        table = held_out(Path(cfg.shared_dir)/cfg.datapool.exclude, weights['n_features'])
+        samples, told = mark_excluded(samples, vectors, table.filenames, as_selected(run, table.emb),
+                                      cfg.datapool.exclude_distance)
+        said += told
+    return samples, said
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #cc0114a4
+def keep_pool(
+    run: Run,                # run
+    samples: pd.DataFrame,   # sample table with members marked
+    emb: np.ndarray,         # (p, d) float32 vectors of the pool, as the selection sees them
+) -> None:
+    "Keep the pool as this run sees it, for its report and for choosing again."
+    members = np.flatnonzero(samples['status'] == 'member')
+    for path, array in [(run.dir.state_members, members), (run.dir.state_pool, emb)]:
+        with replacing(path) as temporary: np.save(temporary, array)
+
+def kept_pool(
+    run: Run,               # run
+) -> np.ndarray | None:     # (p, d) float32, None: it has none
+    "The pool as a run saw it, or as the run saw it that its vectors come from."
+    return np.load(run.dir.state_pool) if run.dir.state_pool.is_file() else None
+
+def count_members(
+    run: Run,                # run
+    samples: pd.DataFrame,   # sample table after embed
+    pool: Datapool | None,   # as read
+) -> int:                    # 0 unless datapool.count_members is set
+    "Members that count for n_samples; a preselected sample that is one counts as preselected, not twice."
+    if not run.cfg.datapool.count_members: return 0
+    if pool is None: return len(np.load(run.dir.state_pool)) if run.dir.state_pool.is_file() else 0
+    rows = np.flatnonzero(samples['preselected'])
+    found = find_members(pool, samples['filename'][rows].tolist(), load_vectors(run).of(rows).emb)
+    return len(pool) - len(np.unique(found.row[found.row >= 0]))
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #f1ce31c0
 def select_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Choose."
-    cfg, samples = run.cfg, table_after(run, 'embed')
-    stop = cfg.stopping_condition
+    cfg, samples, vectors, pool = run.cfg, table_after(run, 'embed'), selection_vectors(run), open_pool(run)
+    stop, seed = cfg.stopping_condition, cfg.lightly['seed']
     asked = [f'{o}={value}' for o, value in asdict(stop).items() if value != -1]
+    samples, said = mark_earlier(run, samples, vectors, pool)
+    if pool is not None: keep_pool(run, samples, as_selected(run, pool.emb))
     logger.info('selecting by %s, %s', cfg.method, ' and '.join(asked) or 'no stopping condition')
-    done = select(samples, selection_vectors(run), cfg.method, stop.n_samples, stop.min_distance, cfg.lightly['seed'])
-    counts = count_samples(done.samples)
-    ended_by = done.ended_by.value
+    kept, n_members = kept_pool(run), count_members(run, samples, pool)
+    done = select(samples, vectors, cfg.method, stop.n_samples, stop.min_distance, seed, pool=kept,
+                  coverage_distance=stop.coverage_distance, outlier_share=cfg.select.outlier_share, n_members=n_members)
+    counts, ended_by = count_samples(done.samples), done.ended_by.value
     logger.info('selected %d of %d available samples, ended by %s', counts['sampled'], counts['available'], ended_by)
-    return done.samples, {'n_target': done.n_target, 'ended_by': ended_by, 'covering_distance': done.covering_distance}
+    curve = curve_of(done, vectors, cfg.method, seed, kept, n_members)
+    return done.samples, {'n_target': done.n_target, 'ended_by': ended_by, 'covering_distance': done.covering_distance,
+                          'notices': said, 'n_before': done.n_preselected + n_members,
+                          'pool': '' if pool is None else pool.state, 'curve': curve.to_json() if curve else None}
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #4a90e2f7
+def add_to_pool(
+    run: Run,               # run
+    samples: pd.DataFrame,  # sample table after selection
+) -> dict[str, Any]:        # as in report.json, and notices
+    "Add what was selected to the datapool; a second time adds nothing."
+    cfg, made = run.cfg, finished_mark(run, 'embed').result
+    rows, checkpoint = result_order(samples), made.get('checkpoint')
+    change = update_pool(pool_files(Path(cfg.shared_dir), cfg.datapool.name or ''), cfg.run_directory,
+                         samples['filename'][rows].tolist(), load_vectors(run).of(rows).emb, samples['label'][rows].tolist(),
+                         made['weights'], Path(checkpoint) if checkpoint else None, cfg.datapool.keep_history)
+    counts = count_samples(samples)
+    return {'name': cfg.datapool.name, 'members_before': change.n_before, 'new': change.n_added,
+            'members_after': change.n_total, 'members_in_input': counts['member'], 'excluded': counts['excluded'],
+            'count_members': cfg.datapool.count_members, 'keep_history': cfg.datapool.keep_history,
+            'notices': change.notices}
+
+def write_curve(
+    run: Run,  # run in which select has finished
+) -> None:
+    "Write the selection curve, or remove an earlier one when there is none."
+    told = finished_mark(run, 'select').result['curve']
+    if told is None: return run.dir.selection_curve_csv.unlink(missing_ok=True)
+    with replacing(run.dir.selection_curve_csv) as temporary:
+        pd.DataFrame(SelectionCurve.from_json(told).columns()).to_csv(temporary, index=False)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #6c417138
 def deliver_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
-    "Write the lists, the tables and the selected images."
+    "Write the lists, the tables and the selected images, and add to the datapool last."
     cfg, samples = run.cfg, table_after(run, 'select')
     write_filename_lists(samples, run.dir)
     write_removed_samples(samples, run.dir.removed_samples_csv)
     write_selected_embeddings(samples, load_vectors(run), run.dir)
     if cfg.normalize_embeddings:
-        write_available_embeddings(samples, selection_vectors(run), run.dir.normalized_embeddings_csv)
+        write_available_embeddings(table_after(run, 'embed'), selection_vectors(run), run.dir.normalized_embeddings_csv)
+    write_curve(run)
     save_samples(samples, run.dir.samples_parquet)
-    return samples, {'notices': dump_images(run, samples) if cfg.dump_dataset else []}
+    said = dump_images(run, samples) if cfg.dump_dataset else []
+    pool = add_to_pool(run, samples) if cfg.datapool.name else None
+    return samples, {'notices': said + (pool.pop('notices') if pool else []), 'datapool': pool}
 
 def dump_images(
     run: Run,               # run
@@ -279,7 +430,7 @@ def dump_images(
 def command(
     run: Run,   # run
 ) -> str:       # shell words
-    "The command that repeats a run."
+    "The command that repeats a run, or that chose again from one."
     return shlex.join(['lightly-curate', *yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))])
 
 def describe_job(
@@ -295,30 +446,67 @@ def describe_job(
             'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'machine': describe_machine(device),
             'versions': installed_versions(), 'config': asdict(run.cfg)}
 
+def origin_notice(
+    run: Run,       # run
+) -> list[str]:     # no sentence or one
+    "Where the vectors come from when a run was chosen again from another."
+    words = yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))
+    if words[:1] != ['select']: return []
+    return [f'Chosen again from the vectors of the run {words[1]}: scan, clean and embed are those of that run.']
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #35108512
+def stopping_facts(
+    run: Run,              # run in which select has finished
+) -> dict[str, Any]:       # as in report.json
+    "What was asked of the selection and what ended it."
+    cfg, done = run.cfg, finished_mark(run, 'select').result
+    return {'method': cfg.method, 'asked': asdict(cfg.stopping_condition), 'outlier_share': cfg.select.outlier_share,
+            'n_samples': done['n_target'], 'ended_by': done['ended_by']}
+
+def make_figures(
+    run: Run,                        # run
+    samples: pd.DataFrame,           # sample table after selection
+    curve: SelectionCurve | None,    # None: no curve
+) -> tuple[DistanceStats, DistanceStats, tuple[NeighborStats, NeighborStats], Illustrations]:
+    "Statistics of the available and of the selected samples, and all figures."
+    cfg, vectors, chosen = run.cfg, selection_vectors(run), finished_mark(run, 'select').result
+    max_bytes, seed, n_pairs = cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed'], cfg.n_example_images
+    input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
+    pool = np.load(run.dir.state_pool) if cfg.datapool.name else None
+    counts = count_samples(samples)
+    n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
+    has_pool = bool(pool is not None and len(pool))
+    n_parts = 4 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True)
+    with Progress('reporting', n_parts, 'parts') as progress:
+        x = [vectors.of(o).emb for o in (available(samples), result_order(samples))]
+        before = pairwise_stats(x[0], max_bytes, seed)
+        progress.advance()
+        after = pairwise_stats(x[1], max_bytes, seed, edges=before.edges)
+        progress.advance()
+        neighbors = neighbor_stats(x[0], max_bytes, seed), neighbor_stats(x[1], max_bytes, seed)
+        progress.advance(2)
+        before, after = with_exact_min(before, neighbors[0]), with_exact_min(after, neighbors[1])
+        made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
+                           progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors)
+    return before, after, neighbors, made
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #295e4c60
 def report_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Statistics, plots and report.json."
     cfg, samples, begun = run.cfg, table_after(run, 'deliver'), time.perf_counter()
-    vectors, max_bytes, seed = selection_vectors(run), cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed']
-    input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
-    with Progress('reporting', 2 + n_figures(cfg.n_example_images), 'parts') as progress:
-        before = pairwise_stats(vectors.of(available(samples)).emb, max_bytes, seed)
-        progress.advance()
-        after = pairwise_stats(vectors.of(result_order(samples)).emb, max_bytes, seed, edges=before.edges)
-        progress.advance()
-        made = write_plots(run.dir, samples, vectors, before, after, input_dir, cfg.n_example_images, seed,
-                           cfg.max_image_pixels, progress.advance)
     facts = {o: finished_mark(run, o).result for o in ('scan', 'embed', 'select', 'deliver')}
-    asked = asdict(cfg.stopping_condition)
-    stopping = {'method': cfg.method, 'asked': asked, 'n_samples': facts['select']['n_target'],
-                'ended_by': facts['select']['ended_by']}
-    n_removed = count_samples(samples)['removed']
-    saved = savings(n_removed, asdict(cfg.savings.usd_per_image), asdict(cfg.savings.kg_co2_per_image))
-    said = [*notices(cfg), *facts['scan']['notices'], *facts['deliver']['notices']]
+    told = facts['select']['curve']
+    curve = SelectionCurve.from_json(told) if told else None
+    before, after, neighbors, made = make_figures(run, samples, curve)
+    saved = savings(count_samples(samples)['removed'], asdict(cfg.savings.usd_per_image),
+                    asdict(cfg.savings.kg_co2_per_image))
+    said = [*origin_notice(run), *notices(cfg), *(o for part in facts.values() for o in part.get('notices', []))]
     job = describe_job(run, time.perf_counter() - begun)
     for page in (run.dir.report_pdf, run.dir.report_html): page.unlink(missing_ok=True)  # of an earlier report.json
-    report = build_report(samples, job, stopping, facts['embed']['weights'], before, after, saved, made, said)
+    report = build_report(samples, job, stopping_facts(run), facts['embed']['weights'], before, after, saved, made, said,
+                          curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'])
     write_report(report, run.dir.report_json)
     return samples, {}
 
@@ -365,6 +553,7 @@ def curate(
     todo = stages_to_do(run.cfg)
     with watched(run):
         for sentence in notices(run.cfg): logger.info(sentence)
+        if 'select' in todo and not is_done(run, 'select'): open_pool(run)  # what is wrong with it is told at once
         if 'embed' in todo and not run.cfg.embeddings and not is_done(run, 'embed'): try_weights(run)
         for stage in todo: run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)

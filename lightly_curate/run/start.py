@@ -5,18 +5,25 @@
 # %% ../../nbs/80_run/80_start.ipynb #02ecbf07
 from __future__ import annotations
 import json
+import os
+import re
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from ..core.config import (CurateConfig, check_config, check_paths, compose_config, config_yaml,
-                                        parse_config, resolve, tidy_override, without_token)
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+import yaml
+from ..core.config import (CurateConfig, StoppingCondition, check_config, check_overrides, check_paths,
+                                        compose_config, config_yaml, leaves, parse_config, resolve, tidy_override,
+                                        without_token)
 from ..core.errors import ConfigError, InputError, OutputError
 from ..core.rundir import RunDir, replacing
 from ..core.stages import check_marks, read_mark
 
 # %% auto #0
-__all__ = ['Run', 'check_steps', 'create_run', 'open_run']
+__all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'Run', 'check_steps', 'write_run', 'create_run', 'open_run', 'cut_words',
+           'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'pool_files_of', 'check_same_source',
+           'link', 'check_pool', 'recut']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
@@ -37,6 +44,24 @@ def check_steps(
                                f'no finished {made_by}; add {made_by} to steps, '
                                'or give the run_directory of a run in which it has finished'])
 
+def write_run(
+    run_dir: RunDir,            # run folder, may be new
+    cfg: CurateConfig,          # resolved configuration
+    words: Sequence[str],       # words the user gave
+    hydra: str = '{}\n',        # Hydra's own configuration as YAML, from the command line
+) -> Run:                       # with its configuration on disk
+    "Make the folder of a run and write down what was asked."
+    words_text = ''.join(f'- {json.dumps(o, ensure_ascii=False)}\n' for o in without_token(words)) or '[]\n'
+    try:
+        run_dir.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f'the run folder {run_dir.root} cannot be made ({error.strerror}); '
+                          'choose another output_dir') from None
+    texts = {run_dir.config_yaml: config_yaml(cfg), run_dir.overrides_yaml: words_text, run_dir.hydra_yaml: hydra}
+    for path, text in texts.items():
+        with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
+    return Run(cfg, run_dir)
+
 def create_run(
     cfg: CurateConfig,          # composed, not yet checked
     overrides: Sequence[str],   # words the user gave
@@ -49,16 +74,7 @@ def create_run(
     run_dir = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
     check_marks(run_dir, cfg)
     check_steps(run_dir, cfg)
-    overrides_text = ''.join(f'- {json.dumps(o, ensure_ascii=False)}\n' for o in without_token(overrides)) or '[]\n'
-    try:
-        run_dir.state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f'the run folder {run_dir.root} cannot be made ({error.strerror}); '
-                          'choose another output_dir') from None
-    texts = {run_dir.config_yaml: config_yaml(cfg), run_dir.overrides_yaml: overrides_text, run_dir.hydra_yaml: hydra}
-    for path, text in texts.items():
-        with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
-    return Run(cfg, run_dir)
+    return write_run(run_dir, cfg, overrides, hydra)
 
 # %% ../../nbs/80_run/80_start.ipynb #7367dd00
 def open_run(
@@ -79,3 +95,170 @@ def open_run(
                          f'leave run_dir out and give its input_dir, output_dir and run_directory, '
                          f'to go on with {step}')
     return Run(cfg, files)
+
+# %% ../../nbs/80_run/80_start.ipynb #14cb132f
+SHORT = ('n_samples', 'min_distance', 'coverage_distance')  # may be typed without stopping_condition.
+CUT_KEYS = ('method', 'normalize_embeddings', 'stopping_condition', 'select', 'datapool', 'lightly.seed',
+            'lightly.loader.num_workers', 'dump_dataset', 'output_image_size', 'output_image_format',
+            'n_example_images', 'memory_requirement_in_GB', 'savings', 'shared_dir', 'output_dir', 'run_directory',
+            'steps')
+
+def cut_words(
+    overrides: Sequence[str],  # words as typed
+) -> list[str]:                # tidied, with whole keys
+    "The words of a new choice as they are for a whole run; all faults are raised together."
+    full = [f'stopping_condition.{o}' if o.partition('=')[0] in SHORT else o for o in without_token(overrides)]
+    words = [tidy_override(o) for o in full]
+    faults = check_overrides(words)
+    known = dict(leaves(CurateConfig()))
+    for name in [o.partition('=')[0].lstrip('+') for o in words]:
+        is_cut = any(name == o or name.startswith(f'{o}.') for o in CUT_KEYS)
+        if is_cut and name not in known and any(o.startswith(f'{name}.') for o in known):
+            faults.append(f'{name} is a group of keys; set one of them, such as '
+                          f'{next(o for o in known if o.startswith(f"{name}."))}=')
+        elif not is_cut and name.split('.')[0] in {o.split('.')[0] for o in known}:
+            faults.append(f'{name} belongs to a step before the selection, whose result is taken over; allowed are '
+                          f'{", ".join((*SHORT, *CUT_KEYS))}; leave it out, or start a whole run')
+    names = [o.partition('=')[0].lstrip('+') for o in words]
+    faults += [f'{o} is given {names.count(o)} times; give it once' for o in dict.fromkeys(names) if names.count(o) > 1]
+    if faults: raise ConfigError(list(dict.fromkeys(faults)))
+    return words
+
+# %% ../../nbs/80_run/80_start.ipynb #aeb40fac
+def cut_config(
+    before: CurateConfig,     # configuration of the finished run
+    words: Sequence[str],     # from `cut_words`
+) -> CurateConfig:            # checked as far as it goes without looking at files
+    "Configuration of a new choice."
+    asked, keys = dict(leaves(compose_config(words))), asdict(before)
+    given = [o.partition('=')[0] for o in words]
+    keys['datapool']['name'], keys['dump_dataset'] = None, False
+    keys['steps'], keys['output_image_size'] = ['select', 'report'], -1
+    keys['output_image_format'] = CurateConfig.output_image_format
+    if any(o.startswith('stopping_condition.') for o in given): keys['stopping_condition'] = asdict(StoppingCondition())
+    for name in given:
+        *groups, last = name.split('.')
+        node = keys
+        for group in groups: node = node[group]
+        node[last] = asked[name]
+    cfg = parse_config(yaml.safe_dump(keys, allow_unicode=True))
+    early = [o for o in cfg.steps if o not in ('select', 'report')]
+    if early: raise ConfigError([f'steps holds {", ".join(early)}, allowed are select and report, which is done again'])
+    faults = check_config(cfg)
+    if faults: raise ConfigError(faults)
+    return cfg
+
+# %% ../../nbs/80_run/80_start.ipynb #6bc07830
+MOST_LETTERS = 80  # of what was asked; a longer folder name is made of the time instead
+
+def cut_name(
+    words: Sequence[str],      # from `cut_words`
+    now: time.struct_time,     # for what is too long to be a name
+) -> str:                      # a piece of a folder name
+    "What was asked, as part of a name."
+    words = [re.sub(r'=-(?=\d)', '=minus-', o) for o in words]
+    told = [o.removeprefix('stopping_condition.') for o in words if o.partition('=')[0] not in ('output_dir', 'shared_dir')]
+    name = '-'.join(re.sub(r'[^\w.]+', '-', o).strip('-.') for o in sorted(told))
+    return name if 0 < len(name) <= MOST_LETTERS else time.strftime('%Y-%m-%d-%H-%M-%S', now)
+
+def place_of(
+    root: Path,             # folder of a run, absolute
+    run_directory: str,     # its name below output_dir, when it was made
+) -> tuple[Path, str]:      # its output_dir now, its name below it
+    "Where a run lies, also after it has been moved."
+    parts = PurePosixPath(run_directory).parts
+    if root.parts[-len(parts):] == parts: return Path(*root.parts[:-len(parts)]), run_directory
+    return root.parent, root.name
+
+# %% ../../nbs/80_run/80_start.ipynb #bfca6c5b
+def embedded_run(
+    run_dir: str,      # folder of a run
+) -> Run:              # as it was carried out, with the whole path of its images
+    "A run whose vectors can be chosen from again; anything else is refused."
+    files = RunDir(Path(run_dir).absolute())
+    if not (files.config_yaml.is_file() and files.state.is_dir()):
+        raise InputError(f'{run_dir!r} is no folder of a run (it holds no config/config.yaml and {files.state.name}); '
+                         'give the run folder that an earlier run has printed')
+    mark, scanned = read_mark(files, 'embed'), read_mark(files, 'scan')
+    lost = [o.relative_to(files.root).as_posix() for o in taken_over(files) if not o.is_file()]
+    if mark is None or scanned is None or lost:
+        raise InputError(f'the run {run_dir!r} has not finished embed ({", ".join(lost)} missing); '
+                         'go on with that run first, by its own command')
+    cfg = parse_config(files.config_yaml.read_text(encoding='utf-8'))
+    return Run(replace(cfg, input_dir=scanned.given['input_dir']), files)
+
+def taken_over(
+    run_dir: RunDir,   # a run
+) -> list[Path]:       # files, the mark by which all is known to be there last
+    "What a new choice needs of a finished run."
+    tables = [run_dir.table(o) for o in ('scan', 'clean', 'embed')]
+    marks = [run_dir.mark(o) for o in ('scan', 'clean', 'embed')]
+    return [*tables, run_dir.state_embeddings, run_dir.state_rows, run_dir.embeddings_csv, *marks]
+
+def pool_files_of(
+    run_dir: RunDir,   # a run
+) -> list[Path]:       # files, there when it chose against a datapool and has finished select
+    "What a new choice needs to know of the datapool."
+    return [run_dir.state_pool, run_dir.state_members]
+
+def check_same_source(
+    old: Run,          # to choose from
+    files: RunDir,     # folder of the new choice, may be new
+) -> None:
+    "Refuse to go on in a folder whose vectors come from an earlier run of the same name."
+    for source, target in zip(taken_over(old.dir), taken_over(files), strict=True):
+        is_mark = source.suffix == '.json'
+        if is_mark and target.is_file() and target.read_bytes() != source.read_bytes():
+            raise ConfigError([f'the folder {files.root} was chosen from an earlier state of {old.dir.root}, '
+                               'which has been made again since; remove that folder, or give another run_directory'])
+
+def link(
+    source: Path,   # file
+    target: Path,   # its second name; when it is there already, nothing is done
+) -> None:
+    "Give a file a second name, or copy it where the file system has no links."
+    if target.is_file(): return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with replacing(target) as temporary: shutil.copyfile(source, temporary)
+
+# %% ../../nbs/80_run/80_start.ipynb #2c6942e4
+def check_pool(
+    old: Run,            # that chose against a datapool
+    cfg: CurateConfig,   # of the new choice
+) -> None:
+    "Refuse a new choice that could not be made against the pool as the old run saw it."
+    if not all(o.is_file() for o in pool_files_of(old.dir)):
+        raise InputError(f'the run {str(old.dir.root)!r} has a datapool and has not finished select; '
+                         'go on with that run first, by its own command')
+    if cfg.normalize_embeddings != old.cfg.normalize_embeddings:
+        raise ConfigError([f'normalize_embeddings was {old.cfg.normalize_embeddings} when the run chose against its '
+                           'datapool, and is the same for a new choice; start a whole run to change it'])
+
+# %% ../../nbs/80_run/80_start.ipynb #0fb96043
+def recut(
+    run_dir: str,                     # folder of a run in which embed has finished
+    overrides: Sequence[str] = (),    # words such as 'n_samples=500', 'method=typical'
+) -> Run:                             # new run, ready to be carried out; its vectors are those of `run_dir`
+    "Choose again from the vectors of a finished run, in a new folder."
+    old, words = embedded_run(run_dir), cut_words(overrides)
+    output_dir, name = place_of(old.dir.root, old.cfg.run_directory)
+    cfg = cut_config(replace(old.cfg, output_dir=str(output_dir), run_directory=''), words)
+    cfg = replace(cfg, run_directory=cfg.run_directory or f'{name}-select-{cut_name(words, time.localtime())}')
+    images = cfg.input_dir if cfg.dump_dataset else str(old.dir.root)  # only dumping needs the images themselves
+    faults = check_paths(replace(cfg, input_dir=images, embeddings='', checkpoint=''))
+    if faults: raise ConfigError(faults)
+    files = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
+    if files.root == old.dir.root:
+        raise ConfigError([f'run_directory is {cfg.run_directory!r}, which is the run to choose from; give another name'])
+    check_marks(files, cfg)
+    check_same_source(old, files)
+    has_pool = old.dir.state_pool.is_file() or bool(old.cfg.datapool.name)
+    if has_pool and not cfg.datapool.name: check_pool(old, cfg)
+    new = write_run(files, cfg, ['select', str(old.dir.root), *overrides])
+    shared = [taken_over, pool_files_of] if has_pool and not cfg.datapool.name else [taken_over]
+    for kind in reversed(shared):
+        for source, target in zip(kind(old.dir), kind(files), strict=True): link(source, target)
+    return new

@@ -5,82 +5,528 @@
 # %% ../../nbs/50_select/51_coreset.ipynb #50643128
 from __future__ import annotations
 from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import NamedTuple
 import numpy as np
+from ..core.compiled import Share, compiled, compiled_loosely, sharing
+from ..core.config import count_cores
 from ..core.errors import SelectionError
+from .distances import ROUNDING, squared_distance, squared_to_chosen
 
 # %% auto #0
-__all__ = ['BLOCK_ROWS', 'squared_distances_to', 'check_embeddings', 'check_request', 'nothing', 'k_center', 'random_choice']
-
-# %% ../../nbs/50_select/51_coreset.ipynb #4fca992d
-BLOCK_ROWS = 4096  # rows whose differences are held at once: 1 MB at d = 64 in float32, about one L2 cache
-
-def squared_distances_to(
-    x: np.ndarray,  # (n, d) float32 embeddings
-    y: np.ndarray,  # (d,) float32, one embedding
-) -> np.ndarray:    # (n,) float32 squared Euclidean distances
-    "Squared distance of every row of `x` to `y`, in difference form."
-    squared = np.empty(len(x), dtype=x.dtype)
-    difference = np.empty((min(BLOCK_ROWS, len(x)), x.shape[1]), dtype=x.dtype)
-    for start in range(0, len(x), BLOCK_ROWS):
-        block = x[start:start + BLOCK_ROWS]
-        part = difference[:len(block)]
-        np.subtract(block, y, out=part)
-        np.einsum('nd,nd->n', part, part, out=squared[start:start + BLOCK_ROWS])
-    return squared
+__all__ = ['LARGEST', 'TINY', 'EVERYONE', 'GROUP', 'STEP', 'PART', 'ROWS_PER_CELL', 'MOST_CELLS', 'N_NEIGHBORS', 'LIKELY',
+           'SHARE_AWAKE', 'LEAST_AWAKE', 'MOST_AWAKE', 'PLAIN_PAIRS', 'check_embeddings', 'check_request',
+           'check_chosen', 'rough_distance', 'loosened', 'Place', 'is_before', 'choose_among', 'Traversal',
+           'start_traversal', 'traverse_plainly', 'rows_before', 'place_of', 'likely_rows', 'lift', 'limit_of',
+           'compare', 'refresh', 'Cells', 'cells_of', 'make_cells', 'centres_by_cell', 'probe', 'wake', 'first_look',
+           'nothing', 'traverse_lazily', 'k_center', 'nearest_square', 'cover', 'random_choice']
 
 # %% ../../nbs/50_select/51_coreset.ipynb #54375775
+LARGEST = 1e15  # largest absolute value of an embedding: squares and their sums stay within float32
+
 def check_embeddings(
-    x: np.ndarray,  # (n, d) embeddings
+    x: np.ndarray,  # (n, d) embeddings, or what NumPy makes an array of numbers from
 ) -> np.ndarray:    # (n, d) float32, contiguous; the same array when it already was
     "Embeddings that distances can be computed from; anything else is refused."
-    if x.ndim != 2 or not len(x):
-        raise SelectionError(f'embeddings have shape {x.shape}, needed is (n, d) with n at least 1')
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        raise SelectionError(f'{len(bad)} of {len(x)} embeddings hold NaN or Inf, the first in row {bad[0]}; '
-                             'leave those rows out')
+    x = np.asarray(x)
+    if x.dtype.kind not in 'fiu':
+        raise SelectionError(f'embeddings are of type {x.dtype}, allowed are floating point and whole numbers')
+    if x.ndim != 2 or not x.size:
+        raise SelectionError(f'embeddings have shape {x.shape}, needed is (n, d) with n and d at least 1')
+    if not np.isfinite(x.sum(axis=1)).all():
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad): raise SelectionError(f'{len(bad)} of {len(x)} embeddings hold NaN or Inf, the first in row '
+                                          f'{bad[0]}; leave those rows out')
+    if max(x.max(initial=0), -x.min(initial=0)) > LARGEST:
+        row = int(np.abs(x).max(axis=1).argmax())
+        raise SelectionError(f'row {row} of the embeddings holds {x[row][np.abs(x[row]).argmax()]:g}, '
+                             f'allowed is up to {LARGEST:g}; scale the embeddings')
     return np.ascontiguousarray(x, dtype=np.float32)
 
+# %% ../../nbs/50_select/51_coreset.ipynb #62a21acf
 def check_request(
-    n: int,                # number of embeddings
-    n_samples: int,        # rows to choose
-    min_distance: float,   # smallest distance of two chosen rows
+    n: int,                        # number of embeddings
+    n_samples: int,                # rows to choose
+    min_distance: float,           # smallest distance of two chosen rows
+    coverage_distance: float = 0., # largest distance of any row to a chosen one
 ) -> None:
     "Refuse a choice that cannot be made."
-    if not 1 <= n_samples <= n:
-        raise SelectionError(f'n_samples is {n_samples}, allowed is 1 to {n}, the number of embeddings')
-    if not min_distance >= 0:
-        raise SelectionError(f'min_distance is {min_distance}, allowed is 0 (inactive) or more')
+    if not isinstance(n_samples, Integral) or not 1 <= n_samples <= n:
+        raise SelectionError(f'n_samples is {n_samples!r}, allowed is a whole number from 1 to {n}, the number of embeddings')
+    for name, value in {'min_distance': min_distance, 'coverage_distance': coverage_distance}.items():
+        if not value >= 0: raise SelectionError(f'{name} is {value}, allowed is 0 (inactive) or more')
 
-# %% ../../nbs/50_select/51_coreset.ipynb #bed92edf
+def check_chosen(
+    chosen: np.ndarray | None,  # (p, d) vectors chosen earlier
+    d: int,                     # dimensions of the embeddings
+) -> np.ndarray:                # (p, d) float32, p = 0 when there are none
+    "Vectors chosen earlier, if they can be compared with the embeddings."
+    if chosen is None or not len(chosen): return np.empty((0, d), dtype=np.float32)
+    chosen = check_embeddings(chosen)
+    if chosen.shape[1] == d: return chosen
+    raise SelectionError(f'the vectors chosen earlier have {chosen.shape[1]} dimensions, '
+                         f'needed are the {d} of the embeddings')
+
+# %% ../../nbs/50_select/51_coreset.ipynb #d9bec1c3
+TINY = 1e-36  # squares below this are inexact in float32 and always looked at
+
+@compiled_loosely
+def rough_distance(
+    a: np.ndarray,  # (d,) float32
+    b: np.ndarray,  # (d,) float32
+) -> np.float32:    # squared distance
+    "Squared distance in single precision, added up in any order."
+    total = np.float32(0)
+    for k in range(len(a)):
+        difference = a[k] - b[k]
+        total += difference*difference
+    return total
+
+@compiled
+def loosened(
+    squared: float,  # squared distance
+    d: int,          # dimensions
+) -> float:          # the rough distance of any pair that is closer is below this
+    "The limit for a rough distance."
+    return squared*(1 + (d + 8)*ROUNDING) + TINY
+
+# %% ../../nbs/50_select/51_coreset.ipynb #beb31c4c
+class Place(NamedTuple):
+    "A place in the order of candidates: by bound, the largest first, then by row, the lowest first."
+    bound: float  # squared distance
+    row: int      # row number
+
+EVERYONE = Place(-.5, -1)  # every row that is not chosen yet is before it
+
+@compiled
+def is_before(
+    bound: float,   # of the candidate
+    row: int,       # of the candidate
+    place: Place,   # to compare with
+) -> bool:          # at or before the place
+    "Whether a candidate comes no later than a place."
+    return bound > place[0] or (bound == place[0] and row <= place[1])
+
+@compiled
+def choose_among(
+    x: np.ndarray,              # (n, d) float32
+    awake: np.ndarray,          # (m,) int64 rows, ascending; those that stay awake are moved to the front
+    n_awake: int,               # rows of `awake` that count
+    bounds: np.ndarray,         # (n,) float64, exact for the rows awake but for the newest centre; lowered here
+    centres: np.ndarray,        # (k, d) float32 vectors chosen so far, filled in here
+    rows: np.ndarray,           # (k,) int64 rows chosen so far, filled in here
+    squares: np.ndarray,        # (k,) float64 bound of each row when it was chosen, filled in here
+    t: int,                     # vectors chosen so far, at least 1
+    place: Place,               # rows behind it fall asleep
+    min_distance: float,        # end before a choice closer than this
+    coverage_distance: float,   # end when no row is further than this; -1: never
+) -> tuple[int, int]:           # vectors chosen, rows awake
+    "Choose farthest first among the rows awake, until none of them is left or nothing more is to be chosen."
+    while True:
+        newest, n_kept, farthest = centres[t - 1], 0, -1
+        for a in range(n_awake):
+            row = awake[a]
+            if rough_distance(x[row], newest) < loosened(bounds[row], len(newest)):
+                bounds[row] = min(bounds[row], squared_distance(x[row], newest))
+            if not is_before(bounds[row], row, place): continue
+            if n_kept == 0 or bounds[row] > bounds[farthest]: farthest = row
+            awake[n_kept] = row
+            n_kept += 1
+        n_awake = n_kept
+        if n_awake == 0 or t == len(rows): return t, n_awake
+        gap = np.sqrt(bounds[farthest])
+        if gap < min_distance or gap <= coverage_distance: return t, n_awake
+        rows[t], squares[t], centres[t] = farthest, bounds[farthest], x[farthest]
+        bounds[farthest] = -1
+        t += 1
+
+# %% ../../nbs/50_select/51_coreset.ipynb #ec84d44f
+@dataclass
+class Traversal:
+    "A farthest-first traversal on its way."
+    x: np.ndarray               # (n, d) float32 rows to choose from
+    bounds: np.ndarray          # (n,) float64 no less than the squared distance to what is chosen; -1: chosen
+    seen: np.ndarray            # (n,) int32 how many of `centres` the bound takes into account
+    centres: np.ndarray         # (p+k, d) float32 vectors chosen, the p given ones first
+    rows: np.ndarray            # (p+k,) int64 their rows, -1 for those given
+    squares: np.ndarray         # (p+k,) float64 bound of each row when it was chosen
+    n_chosen: int               # how many of `centres` are filled in
+    min_distance: float         # end before a choice closer than this
+    coverage_distance: float    # end when no row is further than this; -1: never
+
+    def choose(
+        self,
+        awake: np.ndarray,  # (m,) int64 rows, ascending, with exact bounds; changed
+        place: Place,       # rows behind it fall asleep
+    ) -> bool:              # False: nothing more is to be chosen
+        "Choose among the rows awake."
+        self.n_chosen, n_awake = choose_among(
+            self.x, awake, len(awake), self.bounds, self.centres, self.rows, self.squares, self.n_chosen, place,
+            self.min_distance, self.coverage_distance)
+        return n_awake == 0 and self.n_chosen < len(self.rows)
+
+def start_traversal(
+    x: np.ndarray,                # (n, d) float32
+    chosen: np.ndarray,           # (p, d) float32 vectors chosen earlier
+    n_samples: int,               # most rows to choose
+    first: int,                   # row to start from when nothing was chosen earlier
+    min_distance: float = 0.,     # end before a choice closer than this
+    coverage_distance: float = 0. # end when no row is further than this; 0: never
+) -> Traversal:                   # with one choice made, or those given; nothing is compared yet
+    "The state before the first comparison."
+    n, size = len(x), len(chosen) + n_samples
+    centres = np.empty((size, x.shape[1]), dtype=np.float32)
+    way = Traversal(x, np.full(n, np.inf), np.zeros(n, dtype=np.int32), centres, np.full(size, -1),
+                    np.full(size, np.inf), len(chosen), min_distance, coverage_distance or -1.)
+    if len(chosen):
+        centres[:len(chosen)] = chosen
+    else:
+        way.rows[0], centres[0], way.bounds[first], way.n_chosen = first, x[first], -1, 1
+    return way
+
+# %% ../../nbs/50_select/51_coreset.ipynb #15282e33
+def traverse_plainly(
+    way: Traversal,  # with nothing given, just started; changed
+) -> None:
+    "Compare every row with every choice."
+    way.choose(np.flatnonzero(way.bounds >= 0), EVERYONE)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #5f646c73
+@compiled
+def rows_before(
+    bounds: np.ndarray,  # (n,) float64
+    rows: np.ndarray,    # (m,) int64
+    place: Place,        # in the order of candidates
+) -> np.ndarray:         # (any,) int64, in the order of `rows`
+    "Those of some rows that come no later than a place."
+    kept, n_kept = np.empty(len(rows), dtype=np.int64), 0
+    for row in rows:
+        if not is_before(bounds[row], row, place): continue
+        kept[n_kept] = row
+        n_kept += 1
+    return kept[:n_kept].copy()
+
+def place_of(
+    bounds: np.ndarray,              # (n,) float64, -1: chosen
+    n_before: int,                   # candidates wanted, at least 1
+    rows: np.ndarray | None = None,  # (m,) int64, ascending, to choose them from; None: all
+) -> Place:                          # exactly so many come no later, all if there are fewer
+    "Where the order of candidates is to be cut."
+    values = bounds if rows is None else bounds[rows]
+    if len(values) <= n_before: return EVERYONE
+    bound = float(np.partition(values, len(values) - n_before)[len(values) - n_before])
+    if bound < 0: return EVERYONE
+    last = np.flatnonzero(values == bound)[n_before - np.count_nonzero(values > bound) - 1]
+    return Place(bound, int(last if rows is None else rows[last]))
+
+def likely_rows(
+    bounds: np.ndarray,  # (n,) float64, -1: chosen
+    n_likely: int,       # rows wanted
+) -> tuple[np.ndarray, Place]:  # (n_likely,) int64 rows, ascending; place of the last of them
+    "The rows with the largest bounds."
+    place = place_of(bounds, n_likely)
+    return rows_before(bounds, np.flatnonzero(bounds >= place.bound), place), place
+
+# %% ../../nbs/50_select/51_coreset.ipynb #70910bd2
+GROUP = 16  # centres whose products are looked at together
+
+@compiled_loosely
+def lift(
+    x: np.ndarray,       # (m, d) float32
+    origin: np.ndarray,  # (d,) float32
+    is_centre: bool,     # append minus half the square, otherwise one
+    out: np.ndarray,     # (m, d + 1) float32, filled in here
+    norms: np.ndarray,   # (m,) float64, squared lengths, filled in here
+) -> None:
+    "Move rows to the origin and append the number that makes a comparison a product."
+    d = x.shape[1]
+    for i in range(len(x)):
+        row, moved, norm = x[i], out[i], 0.
+        for k in range(d): moved[k] = row[k] - origin[k]
+        for k in range(d): norm += np.float64(moved[k])*np.float64(moved[k])
+        norms[i] = norm
+        moved[d] = -norm/2 if is_centre else 1.
+
+@compiled
+def limit_of(
+    norm: float,     # squared length of a moved row
+    bound: float,    # its squared distance to beat
+    largest: float,  # largest squared length among the centres
+    d: int,          # dimensions
+) -> np.float32:     # a product below this is no closer pair
+    "The product that a closer centre is sure to exceed."
+    return np.float32((norm - bound)/2 - 4*(d + 8)*ROUNDING*max(norm, largest) - TINY)
+
+@compiled
+def compare(
+    x: np.ndarray,        # (n, d) float32
+    part: np.ndarray,     # (m,) int64 rows
+    lifted: np.ndarray,   # (m, d + 1) float32 these rows, lifted
+    norms: np.ndarray,    # (m,) float64 their squared lengths
+    bounds: np.ndarray,   # (n,) float64, lowered here
+    centres: np.ndarray,  # (s, d) float32
+    products: np.ndarray, # (s, m) float32, of lifted centres and rows
+    largest: float,       # largest squared length among the lifted centres
+) -> None:
+    "Lower the bounds of rows that are closer to one of the centres."
+    m, d = len(part), x.shape[1]
+    limits, best = np.empty(m, dtype=np.float32), np.empty(m, dtype=np.float32)
+    for a in range(m): limits[a] = limit_of(norms[a], bounds[part[a]], largest, d)
+    for start in range(0, len(centres), GROUP):
+        stop = min(start + GROUP, len(centres))
+        best[:] = products[start]
+        for j in range(start + 1, stop):
+            for a in range(m): best[a] = max(best[a], products[j, a])
+        for a in range(m):
+            if best[a] < limits[a]: continue
+            row = part[a]
+            for j in range(start, stop):
+                if products[j, a] < limits[a]: continue
+                bounds[row] = min(bounds[row], squared_distance(x[row], centres[j]))
+            limits[a] = limit_of(norms[a], bounds[row], largest, d)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #8758f790
+STEP = 256   # centres compared at once
+PART = 512   # rows compared at once: with STEP, half a megabyte of products
+
+@compiled
+def refresh(
+    x: np.ndarray,        # (n, d) float32
+    origin: np.ndarray,   # (d,) float32, near the middle of the rows
+    part: np.ndarray,     # (m,) int64 rows; changed. Chosen ones (bound -1) stay as they are
+    bounds: np.ndarray,   # (n,) float64, lowered here
+    seen: np.ndarray,     # (n,) int32, raised here
+    centres: np.ndarray,  # (t, d) float32 what has been chosen
+    place: Place,         # rows that fall behind it are let go
+) -> None:
+    "Compare rows with the centres they have not seen."
+    m, d, start = len(part), x.shape[1], len(centres)
+    for row in part: start = min(start, seen[row])
+    lifted, norms = np.empty((m, d + 1), dtype=np.float32), np.empty(m)
+    step, step_norms = np.empty((STEP, d + 1), dtype=np.float32), np.empty(STEP)
+    products = np.empty(STEP*m, dtype=np.float32)
+    lift(x[part], origin, False, lifted, norms)
+    while start < len(centres) and m > 0:
+        stop = min(start + STEP, len(centres))
+        s = stop - start
+        lift(centres[start:stop], origin, True, step, step_norms)
+        product = products[:s*m].reshape(s, m)
+        np.dot(step[:s], lifted[:m].T, product)
+        compare(x, part[:m], lifted[:m], norms[:m], bounds, centres[start:stop], product, step_norms[:s].max())
+        n_kept = 0
+        for a in range(m):
+            seen[part[a]] = stop
+            if not is_before(bounds[part[a]], part[a], place): continue
+            part[n_kept], norms[n_kept], lifted[n_kept] = part[a], norms[a], lifted[a]
+            n_kept += 1
+        m, start = n_kept, stop
+
+# %% ../../nbs/50_select/51_coreset.ipynb #61f810a8
+ROWS_PER_CELL, MOST_CELLS, N_NEIGHBORS = 800, 256, 2
+
+@dataclass
+class Cells:
+    "Rows and centres by the middle they are nearest to."
+    middles: np.ndarray      # (c, d) float32
+    neighbors: np.ndarray    # (c, 1 + N_NEIGHBORS) int64 a cell and those next to it
+    of_rows: np.ndarray      # (n,) int16
+    of_centres: np.ndarray   # (p+k,) int16, as far as they are chosen
+
+def cells_of(
+    x: np.ndarray,        # (n, d) float32
+    middles: np.ndarray,  # (c, d) float32
+) -> np.ndarray:          # (n,) int16, approximate
+    "The nearest middle of each row, to the accuracy of a product."
+    scores = x@middles.T
+    scores -= np.einsum('cd,cd->c', middles, middles)/2
+    return scores.argmax(axis=1).astype(np.int16)
+
+def make_cells(
+    way: Traversal,  # just started
+    share: Share,    # among threads
+) -> Cells:          # for all rows and the centres given
+    "Divide the rows into cells."
+    x, n = way.x, len(way.x)
+    n_cells = int(np.clip(n//ROWS_PER_CELL, min(16, n), MOST_CELLS))
+    middles = x[np.sort(np.random.default_rng(0).choice(n, n_cells, replace=False))]
+    distances = ((middles[:, None] - middles)**2).sum(axis=-1)
+    neighbors = np.argsort(distances, axis=1, kind='stable')[:, :1 + N_NEIGHBORS].copy()
+    blocks = share(lambda start: cells_of(x[start:start + PART], middles), range(0, n, PART))
+    of_centres = np.zeros(len(way.rows), dtype=np.int16)
+    of_centres[:way.n_chosen] = cells_of(way.centres[:way.n_chosen], middles)
+    return Cells(middles, neighbors, np.concatenate(blocks), of_centres)
+
+@compiled
+def centres_by_cell(
+    of_centres: np.ndarray,  # (t,) int16 cell of each centre
+    n_cells: int,            # cells
+) -> tuple[np.ndarray, np.ndarray]:  # (t,) int64 centres by cell, oldest first; (n_cells + 1,) int64 where each begins
+    "Centres sorted by cell."
+    starts = np.zeros(n_cells + 1, dtype=np.int64)
+    for cell in of_centres: starts[cell + 1] += 1
+    for cell in range(n_cells): starts[cell + 1] += starts[cell]
+    order, filled = np.empty(len(of_centres), dtype=np.int64), starts.copy()
+    for j in range(len(of_centres)):
+        order[filled[of_centres[j]]] = j
+        filled[of_centres[j]] += 1
+    return order, starts
+
+# %% ../../nbs/50_select/51_coreset.ipynb #7d1b2d85
+@compiled
+def probe(
+    x: np.ndarray,          # (n, d) float32
+    part: np.ndarray,       # (m,) int64 rows
+    bounds: np.ndarray,     # (n,) float64, lowered here
+    seen: np.ndarray,       # (n,) int32
+    centres: np.ndarray,    # (t, d) float32 what has been chosen
+    of_rows: np.ndarray,    # (n,) int16 cell of each row
+    neighbors: np.ndarray,  # (c, v) int64 cells to look into, for each cell
+    order: np.ndarray,      # (t,) int64 centres by cell
+    starts: np.ndarray,     # (c + 1,) int64 where each cell begins in `order`
+    place: Place,           # rows that fall behind it are let go
+) -> None:
+    "Compare rows with the centres nearby that they have not seen."
+    for row in part:
+        for cell in neighbors[of_rows[row]]:
+            if not is_before(bounds[row], row, place): break
+            j = starts[cell + 1] - 1
+            while j >= starts[cell] and order[j] >= seen[row]:
+                centre = centres[order[j]]
+                if rough_distance(x[row], centre) < loosened(bounds[row], x.shape[1]):
+                    bounds[row] = min(bounds[row], squared_distance(x[row], centre))
+                j -= 1
+
+# %% ../../nbs/50_select/51_coreset.ipynb #b3e08d79
+def wake(
+    way: Traversal,         # changed
+    cells: Cells,           # of its rows and centres
+    candidates: np.ndarray, # (m,) int64 rows, ascending
+    place: Place,           # of the last of them
+    origin: np.ndarray,     # (d,) float32, near the middle of the rows
+    share: Share,           # among threads
+    n_parts: int,           # threads to share the probe among
+) -> np.ndarray:            # (any,) int64 rows before the place, ascending, with exact bounds
+    "Bring candidates up to date."
+    x, bounds, seen, centres = way.x, way.bounds, way.seen, way.centres[:way.n_chosen]
+    late = candidates[(seen[candidates] < way.n_chosen) & (bounds[candidates] > 0)]
+    late = late[np.argsort(cells.of_rows[late], kind='stable')]
+    order, starts = centres_by_cell(cells.of_centres[:way.n_chosen], len(cells.middles))
+    nearby = (centres, cells.of_rows, cells.neighbors, order, starts, place)
+    share(lambda part: probe(x, part, bounds, seen, *nearby), np.array_split(late, min(n_parts, len(late)) or 1))
+    late = rows_before(bounds, late, place)
+    late = late[np.argsort(seen[late], kind='stable')]
+    parts = [late[start:start + PART] for start in range(0, len(late), PART)]
+    share(lambda part: refresh(x, origin, part, bounds, seen, centres, place), parts)
+    return rows_before(bounds, candidates, place)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #07edd988
+def first_look(
+    way: Traversal,      # just started; changed
+    cells: Cells,        # of its rows and centres
+    origin: np.ndarray,  # (d,) float32, near the middle of the rows
+    share: Share,        # among threads
+) -> None:
+    "Give every row its first bound."
+    x, bounds, seen, centres = way.x, way.bounds, way.seen, way.centres[:way.n_chosen]
+    parts = [np.arange(start, min(start + PART, len(x))) for start in range(0, len(x), PART)]
+    share(lambda part: refresh(x, origin, part.copy(), bounds, seen, centres[:1], EVERYONE), parts)
+    if way.n_chosen == 1: return
+    order, starts = centres_by_cell(cells.of_centres[:way.n_chosen], len(cells.middles))
+    nearby = (centres, cells.of_rows, cells.neighbors, order, starts)
+    share(lambda part: probe(x, part, bounds, seen, *nearby, EVERYONE), parts)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #cbd9c0b5
 def nothing() -> None:
     "What is called when nobody counts along."
 
+LIKELY = 4                              # rows on the list of likely ones, as a multiple of those that wake
+SHARE_AWAKE = 1/16                      # part of the rows that wakes in a phase
+LEAST_AWAKE, MOST_AWAKE = 256, 32_768   # rows that wake in a phase
+
+def traverse_lazily(
+    way: Traversal,         # just started; changed
+    n_threads: int = -1,    # -1: one for each core
+    n_awake: int = 0,       # rows that wake in a phase; 0: as the constants above say
+    on_phase: Callable[[], None] = nothing,  # called after each phase
+) -> None:
+    "The rows that `traverse_plainly` chooses, from a fraction of the distances."
+    n_awake = n_awake or int(np.clip(SHARE_AWAKE*len(way.x), LEAST_AWAKE, MOST_AWAKE))
+    n_threads = count_cores() if n_threads == -1 else max(1, n_threads)
+    origin = way.x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    with sharing(n_threads) as share:
+        cells = make_cells(way, share)
+        first_look(way, cells, origin, share)
+        likely, likely_place = likely_rows(way.bounds, LIKELY*n_awake)
+        has_more = way.n_chosen < len(way.rows)
+        while has_more and len(likely):
+            place = place_of(way.bounds, n_awake, likely) if len(likely) > n_awake else likely_place
+            n_before = way.n_chosen
+            awake = wake(way, cells, rows_before(way.bounds, likely, place), place, origin, share, n_threads)
+            if len(awake): has_more = way.choose(awake, place)
+            cells.of_centres[n_before:way.n_chosen] = cells.of_rows[way.rows[n_before:way.n_chosen]]
+            on_phase()
+            likely = rows_before(way.bounds, likely, likely_place)
+            if len(likely) < 2*n_awake: likely, likely_place = likely_rows(way.bounds, LIKELY*n_awake)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #28fac034
+PLAIN_PAIRS = 4_000_000  # rows times choices up to which the plain pass is faster
+
 def k_center(
-    x: np.ndarray,              # (n, d) embeddings
-    n_samples: int,             # most rows to choose, 1 to n
-    min_distance: float = 0.,   # stop when the next choice would be closer than this to a chosen row; 0 means never
-    first: int = 0,             # row to start from
-    on_choice: Callable[[], None] = nothing,  # called after each choice
+    x: np.ndarray,                # (n, d) embeddings
+    n_samples: int,               # most rows to choose, 1 to n
+    min_distance: float = 0.,     # end when the next choice would be closer than this to a chosen row; 0: never
+    first: int = 0,               # row to start from, unless vectors were chosen earlier
+    *,
+    chosen: np.ndarray | None = None,  # (p, d) vectors chosen earlier; they steer the choice
+    coverage_distance: float = 0.,     # end when no row is further than this from a chosen one; 0: never
+    lazily: bool | None = None,        # keep rows asleep that cannot be next; None, or with `chosen`: where it pays
+    n_threads: int = -1,               # -1: one for each core
+    on_choice: Callable[[], None] = nothing,  # called once for each choice
 ) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows as chosen; (k,) float32 distance to those before, inf first
     "Greedy k-center selection, farthest first (Gonzalez 1985)."
     x = check_embeddings(x)
-    check_request(len(x), n_samples, min_distance)
-    if not 0 <= first < len(x): raise SelectionError(f'first is {first}, allowed is 0 to {len(x) - 1}')
-    nearest = np.full(len(x), np.inf, dtype=np.float32)
-    rows: list[int] = []
-    gaps: list[float] = []
-    row = first
-    while len(rows) < n_samples:
-        gap = np.sqrt(nearest[row])
-        if gap < min_distance: break
-        rows.append(row)
-        gaps.append(float(gap))
-        np.minimum(nearest, squared_distances_to(x, x[row]), out=nearest)
-        nearest[row] = -1
-        row = int(nearest.argmax())
-        on_choice()
-    return np.array(rows, dtype=np.int64), np.array(gaps, dtype=np.float32)
+    chosen = check_chosen(chosen, x.shape[1])
+    check_request(len(x), n_samples, min_distance, coverage_distance)
+    if first not in range(len(x)): raise SelectionError(f'first is {first}, allowed is 0 to {len(x) - 1}')
+    way, n_told = start_traversal(x, chosen, n_samples, first, min_distance, coverage_distance), len(chosen)
+    def tell() -> None:
+        nonlocal n_told
+        while n_told < way.n_chosen:
+            n_told += 1
+            on_choice()
+    if lazily is None: lazily = len(chosen) > 0 or len(x)*n_samples > PLAIN_PAIRS
+    if lazily or len(chosen): traverse_lazily(way, n_threads, on_phase=tell)
+    else: traverse_plainly(way)
+    tell()
+    new = slice(len(chosen), way.n_chosen)
+    return way.rows[new].astype(np.int64), np.sqrt(way.squares[new]).astype(np.float32)
+
+# %% ../../nbs/50_select/51_coreset.ipynb #531d61d9
+@compiled
+def nearest_square(
+    y: np.ndarray,        # (d,) float32
+    centres: np.ndarray,  # (t, d) float32
+) -> float:               # float64 squared distance, inf without centres
+    "Squared distance of one vector to the nearest of some."
+    nearest = np.inf
+    for j in range(len(centres)):
+        if rough_distance(y, centres[j]) < loosened(nearest, len(y)):
+            nearest = min(nearest, squared_distance(y, centres[j]))
+    return nearest
+
+@compiled
+def cover(
+    x: np.ndarray,        # (n, d) float32
+    bounds: np.ndarray,   # (n,) float64 squared distance to what was chosen before, lowered here
+    centres: np.ndarray,  # (t, d) float32 new choices
+) -> float:               # largest of the bounds
+    "Take new choices into account for all rows."
+    for i in range(len(x)):
+        for j in range(len(centres)):
+            if rough_distance(x[i], centres[j]) < loosened(bounds[i], x.shape[1]):
+                bounds[i] = min(bounds[i], squared_distance(x[i], centres[j]))
+    return bounds.max()
 
 # %% ../../nbs/50_select/51_coreset.ipynb #0893b56e
 def random_choice(
@@ -88,24 +534,28 @@ def random_choice(
     n_samples: int,             # most rows to choose, 1 to n
     min_distance: float = 0.,   # pass over rows closer than this to a chosen one; 0 means no row
     seed: int = 1,              # of the random order
+    *,
+    chosen: np.ndarray | None = None,  # (p, d) vectors chosen earlier
+    coverage_distance: float = 0.,     # end when no row is further than this from a chosen one; 0: never
     on_choice: Callable[[], None] = nothing,  # called after each choice
-) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows as chosen; (k,) float32 distance to those before, NaN if unasked
+) -> tuple[np.ndarray, np.ndarray]:  # (k,) int64 rows as chosen; (k,) float32 gaps, NaN without min_distance
     "Uniform random selection."
     x = check_embeddings(x)
-    check_request(len(x), n_samples, min_distance)
     order = np.random.default_rng(seed).permutation(len(x))
-    if min_distance == 0:
-        for _ in range(n_samples): on_choice()
-        return order[:n_samples].astype(np.int64), np.full(n_samples, np.nan, dtype=np.float32)
-    nearest = np.full(len(x), np.inf, dtype=np.float32)
-    rows: list[int] = []
-    gaps: list[float] = []
+    check_request(len(x), n_samples, min_distance, coverage_distance)
+    chosen = check_chosen(chosen, x.shape[1])
+    t, centres = len(chosen), np.concatenate([chosen, np.empty((n_samples, x.shape[1]), dtype=np.float32)])
+    bounds = squared_to_chosen(x, chosen) if coverage_distance else np.empty(0)
+    rows, gaps = [], []
+    if coverage_distance and np.sqrt(bounds.max()) <= coverage_distance: order = order[:0]
     for row in order:
-        if len(rows) == n_samples: break
-        gap = np.sqrt(nearest[row])
+        gap = np.sqrt(nearest_square(x[row], centres[:t])) if min_distance else np.nan
         if gap < min_distance: continue
-        rows.append(int(row))
-        gaps.append(float(gap))
-        np.minimum(nearest, squared_distances_to(x, x[row]), out=nearest)
+        rows.append(row)
+        gaps.append(gap)
+        centres[t] = x[row]
+        t += 1
         on_choice()
+        if len(rows) == n_samples: break
+        if coverage_distance and np.sqrt(cover(x, bounds, centres[t - 1:t])) <= coverage_distance: break
     return np.array(rows, dtype=np.int64), np.array(gaps, dtype=np.float32)

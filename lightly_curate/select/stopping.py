@@ -7,36 +7,59 @@ from __future__ import annotations
 import math
 from enum import Enum
 from fractions import Fraction
+from numbers import Integral
+import numpy as np
+from ..core.config import StoppingCondition
 
 # %% auto #0
-__all__ = ['n_to_select', 'EndedBy', 'ended_by']
+__all__ = ['share_of', 'n_to_add', 'EndedBy', 'is_set', 'ended_by']
 
 # %% ../../nbs/50_select/52_stopping.ipynb #a1ab40cf
-def n_to_select(
-    n_samples: int | float,  # float in (0, 1]: share; int from 1: count; -1: no limit
-    n_available: int,        # samples to choose from, at least 1
-) -> int:                    # 1 to n_available
-    "Most samples a selection may have."
-    if n_samples == -1: return n_available
-    if isinstance(n_samples, int): return min(n_samples, n_available)
-    exact = Fraction(str(n_samples))*n_available
-    return max(1, math.floor(exact + Fraction(1, 2)))
+def share_of(
+    share: float,  # as typed
+    n: int,        # of how many
+) -> int:          # nearest whole number, a half goes up
+    "A share of a number."
+    return math.floor(Fraction(str(share))*n + Fraction(1, 2))
+
+def n_to_add(
+    n_samples: int | float,   # float in (0, 1]: share; int from 1: count; -1: no limit
+    n_available: int,         # samples to choose from, those chosen before among them, at least 1
+    n_preselected: int = 0,   # of these, how many were chosen before
+    n_members: int = 0,       # samples of a datapool that count, none of them available
+) -> int:                     # 0 to n_available - n_preselected
+    "New samples wanted."
+    n_free = n_available - n_preselected
+    if n_samples == -1: return n_free
+    is_count = isinstance(n_samples, Integral)
+    n_target = int(n_samples) if is_count else max(1, share_of(n_samples, n_available))
+    return min(max(0, n_target - n_preselected - n_members), n_free)
 
 # %% ../../nbs/50_select/52_stopping.ipynb #432efb67
 class EndedBy(str, Enum):
     "What ended a selection."
-    N_SAMPLES = 'n_samples'        # as many as asked for
-    MIN_DISTANCE = 'min_distance'  # every other sample is closer than that to a chosen one
-    EXHAUSTED = 'exhausted'        # every available sample was taken
-    NONE = 'none'                  # no stopping condition was set: everything is kept
+    NONE = 'none'                    # no stopping condition was set: everything is kept
+    EXHAUSTED = 'exhausted'          # every available sample was taken
+    N_SAMPLES = 'n_samples'          # as many as asked for
+    COVERAGE = 'coverage_distance'   # every sample has a chosen one within that distance
+    MIN_DISTANCE = 'min_distance'    # every other sample is closer than that to a chosen one
+
+def is_set(
+    asked: StoppingCondition,  # as asked
+) -> bool:                     # False: everything is kept
+    "Whether there is any condition."
+    return not asked.n_samples == asked.min_distance == asked.coverage_distance == -1
 
 def ended_by(
-    n_samples: int | float,  # as asked
-    min_distance: float,     # as asked, -1: inactive
-    n_available: int,        # samples to choose from
-    n_selected: int,         # samples chosen
-) -> EndedBy:                # reason
+    asked: StoppingCondition,        # as asked
+    n_wanted: int,                   # new samples wanted, `n_to_add`
+    n_added: int,                    # new samples chosen
+    n_free: int,                     # samples that could be chosen
+    covering_distance: float = 0.,   # largest distance of a sample to a chosen one
+) -> EndedBy:                        # reason
     "Why a selection has the size it has."
-    if n_samples == -1 and min_distance == -1: return EndedBy.NONE
-    if n_selected < n_to_select(n_samples, n_available): return EndedBy.MIN_DISTANCE
-    return EndedBy.EXHAUSTED if n_selected == n_available else EndedBy.N_SAMPLES
+    if not is_set(asked): return EndedBy.NONE
+    if n_added == n_free: return EndedBy.EXHAUSTED
+    if n_added == n_wanted: return EndedBy.N_SAMPLES
+    is_covered = asked.coverage_distance != -1 and covering_distance <= np.float32(asked.coverage_distance)
+    return EndedBy.COVERAGE if is_covered or asked.min_distance == -1 else EndedBy.MIN_DISTANCE
