@@ -16,7 +16,8 @@ def test_camvid(shared_data, tmp_path):
     run = finish(f'input_dir={shared_data/"camvid"}', f'output_dir={tmp_path}', 'run_directory=r', 'stopping_condition.n_samples=0.3')
     assert time.monotonic() - begun < 600, 'something hangs; the usual time is under three minutes'
     report = json.loads(run.report_json.read_text())
-    assert report['counts'] == dict(input=367, corrupt=0, duplicate=0, available=367, sampled=110, removed=257)
+    counts = {kind: n for kind, n in report['counts'].items() if n}
+    assert counts == dict(input=367, available=367, sampled=110, removed=257)
     assert len(names(run.sampled_filenames)) == 110
     after, before = report['distances']['after'], report['distances']['before']
     assert after['mean'] > before['mean'] and after['min'] > before['min'], 'the selection is more diverse than the input'

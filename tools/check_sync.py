@@ -44,6 +44,8 @@ def differences(root: Path, copy: Path):
 
 
 def write(root: Path, copy: Path) -> None:
+    if any(differences(root, copy)):  # machine code does not notice that what it calls in another module has changed
+        for o in (root/PKG).rglob('*.nb[ic]'): o.unlink()
     for o in generated(root/PKG).keys() - generated(copy/PKG).keys(): (root/PKG/o).unlink()
     for o, text in generated(copy/PKG).items():
         (root/PKG/o).parent.mkdir(parents=True, exist_ok=True)
