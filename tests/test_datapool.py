@@ -65,16 +65,20 @@ for k in range(8):
     assert [int(o.name.split('_')[1]) for o in archived] == list(range(1, 24))
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
-@pytest.mark.parametrize('step', range(6))
-def test_killed_for_good_at_any_step(tmp_path, step):
-    "SIGKILL right before a file takes its place, when a pool is begun and when one grows: whole, free, and the next run goes on."
-    script = """
+KILLED_AT_A_STEP = """
 n, replace_file = iter(range(100)), os.replace
 def replace_or_die(*paths):
     if next(n) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
     replace_file(*paths)
 os.replace = replace_or_die
+"""
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
+@pytest.mark.parametrize('step', range(6))
+def test_killed_for_good_at_any_step(tmp_path, step):
+    "SIGKILL right before a file takes its place, when a pool is begun and when one grows: whole, free, and the next run goes on."
+    script = KILLED_AT_A_STEP + """
 add(sys.argv[3], [f'{sys.argv[3]}.jpg'], [[1, int(sys.argv[3])]])
 """
     files = pool_files(tmp_path, 'pool')
@@ -95,12 +99,7 @@ add(sys.argv[3], [f'{sys.argv[3]}.jpg'], [[1, int(sys.argv[3])]])
 @pytest.mark.parametrize('step', range(5))
 def test_killed_for_good_at_any_step_of_taking_over(tmp_path, step):
     "The same for a pool from elsewhere, a CSV with a checkpoint beside it, whose first state is in the history afterwards."
-    script = """
-n, replace_file = iter(range(100)), os.replace
-def replace_or_die(*paths):
-    if next(n) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
-    replace_file(*paths)
-os.replace = replace_or_die
+    script = KILLED_AT_A_STEP + """
 update_pool(files, 'run', ['2.jpg'], np.array([[2, 2]], dtype=np.float32), [0], json.loads(sys.argv[3]))
 """
     files = pool_files(tmp_path, 'pool')

@@ -26,7 +26,7 @@ __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED
            'check_group', 'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults',
            'is_plain_name', 'datapool_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config',
            'is_folder', 'is_file', 'nearest_existing', 'given_files', 'check_paths', 'register', 'to_config',
-           'compose_config', 'count_cores', 'resolve', 'notices', 'config_yaml', 'parse_config']
+           'compose_config', 'count_cores', 'resolve', 'is_set', 'notices', 'config_yaml', 'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -494,7 +494,8 @@ def step_faults(
         *unless(not (cfg.embeddings and cfg.checkpoint),
                 'checkpoint and embeddings are both set; embeddings are already made, leave one out'),
         *unless(not (cfg.embeddings and 'embed' in cfg.steps),
-                "steps holds 'embed' and embeddings is set, so they are made already; leave steps out, or use steps=[select]"),
+                "steps holds 'embed' and embeddings is set, so they are made already; "
+                'leave steps out, or use steps=[select]'),
         *unless(not cfg.embeddings or suffix in EMBEDDING_FORMATS,
                 f'embeddings is {cfg.embeddings!r}, allowed is a file that ends in {", ".join(EMBEDDING_FORMATS)}'),
         *unless(cfg.lightly['model']['name'] in ('auto', 'builtin') or bool(cfg.checkpoint or cfg.embeddings)
@@ -657,13 +658,19 @@ def resolve(
 ACTING = ('lightly.model.name', 'lightly.model.num_ftrs', 'lightly.model.width', 'lightly.collate.input_size',
           'lightly.loader.batch_size', 'lightly.loader.num_workers', 'lightly.trainer.precision', 'lightly.seed')
 
+def is_set(
+    asked: StoppingCondition,  # as asked
+) -> bool:                     # False: everything is kept
+    "Whether there is any stopping condition."
+    return not asked.n_samples == asked.min_distance == asked.coverage_distance == -1
+
 def notices(
     cfg: CurateConfig,  # checked configuration
 ) -> list[str]:         # sentences
     "What a user should know about a configuration that is legal."
     said, stop = [], cfg.stopping_condition
     selects = not cfg.steps or 'select' in cfg.steps
-    if selects and stop.n_samples == stop.min_distance == stop.coverage_distance == -1:
+    if selects and not is_set(stop):
         said.append('No stopping condition is set, so every sample that is available is kept.')
     if not cfg.dump_dataset and (cfg.output_image_size != -1 or cfg.output_image_format != 'png'):
         said.append('output_image_size and output_image_format have no effect without dump_dataset=True.')

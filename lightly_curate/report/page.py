@@ -75,7 +75,8 @@ def listing(
     return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
 
 # %% ../../nbs/70_report/76_page.ipynb #3f9ddc22
-NOT_AVAILABLE = {'corrupt': 'unreadable', 'duplicate': 'exact copies of others', 'masked': 'masked in the embeddings file', 'member': 'in the datapool already',
+NOT_AVAILABLE = {'corrupt': 'unreadable', 'duplicate': 'exact copies of others',
+                 'masked': 'masked in the embeddings file', 'member': 'in the datapool already',
                  'excluded': 'too near to the embeddings of `datapool.exclude`', 'outlier': 'outliers'}
 RARE = ('masked', 'member', 'excluded', 'outlier')  # kinds that only some runs have
 

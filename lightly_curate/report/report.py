@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, thumbnail
 from ..embed.vectors import Vectors
-from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_neighbors, plot_pair,
-                                           plot_pool, plot_selection, png)
+from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_loss, plot_neighbors,
+                                           plot_pair, plot_pool, plot_selection, png)
 from .project import Layout, pca, rows_to_draw, umap_layout
 from .stats import DistanceStats, NeighborStats, Saving
 from ..select.budget import SelectionCurve, as_good_as_random
@@ -31,18 +32,18 @@ from ..select.distances import nearest
 # %% auto #0
 __all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'SOURCE', 'JOB',
            'KINDS', 'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'NEIGHBORS', 'POINT', 'KNEE',
-           'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES', 'FOLDERS', 'PLOT',
-           'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS', 'POOL_MAPS',
-           'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'maybe', 'validate_report', 'list_corrupt',
-           'list_duplicates', 'label_names', 'count_folders', 'example_places', 'find_stand_ins', 'Pair',
-           'example_pairs', 'do_nothing', 'n_figures', 'Illustrations', 'write_figure', 'write_histograms',
-           'write_maps', 'write_all_maps', 'write_curve', 'write_pool_maps', 'read_pair', 'write_pairs', 'write_plots',
-           'describe_machine', 'installed_versions', 'jsonable', 'describe_distances', 'find_notices',
-           'describe_budget', 'build_report', 'write_report', 'read_report']
+           'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SPREAD', 'TRAINING', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES',
+           'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS',
+           'POOL_MAPS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'maybe', 'validate_report', 'jsonable',
+           'list_corrupt', 'list_duplicates', 'label_names', 'count_folders', 'example_places', 'find_stand_ins',
+           'Pair', 'example_pairs', 'do_nothing', 'n_figures', 'Illustrations', 'write_figure', 'write_histograms',
+           'write_maps', 'write_all_maps', 'write_curve', 'write_pool_maps', 'describe_training', 'write_loss',
+           'read_pair', 'write_pairs', 'write_plots', 'describe_machine', 'installed_versions', 'describe_distances',
+           'doubt_training', 'find_notices', 'describe_budget', 'build_report', 'write_report', 'read_report']
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
-SCHEMA_VERSION = '1.1'
+SCHEMA_VERSION = '1.2'
 TEXT, COUNT, NUMBER = {'type': 'string'}, {'type': 'integer', 'minimum': 0}, {'type': 'number'}
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = ({'type': [o, 'null']} for o in ('string', 'integer', 'number'))
 
@@ -128,6 +129,26 @@ DATAPOOL = object_of('the growing set that the run added to', name=TEXT, members
     count_members={'type': 'boolean', 'description': 'n_samples counts the members'},
     keep_history={'type': 'boolean', 'description': 'the state before is kept'})
 
+# %% ../../nbs/70_report/73_report.ipynb #20a0a6a4
+SPREAD = object_of('how far the embeddings of the images are from being all alike, after the training and before it',
+    n={**COUNT, 'description': 'images looked at'}, d={**COUNT, 'description': 'length of an embedding'},
+    std={**MAYBE_NUMBER, 'description': 'of the directions; 0: all alike, 1: as far apart as can be'},
+    rank={**MAYBE_NUMBER, 'description': 'effective rank of the covariance, 1 to d'},
+    is_collapsed={'type': 'boolean', 'description': 'the embeddings tell too little about the images'},
+    std_before=MAYBE_NUMBER, rank_before=MAYBE_NUMBER)
+TRAINING = object_of('training of the backbone before embedding', recipe=TEXT,
+    start={**TEXT, 'description': 'where the weights were from at the start'}, name={**TEXT, 'description': 'backbone'},
+    epochs_asked={'type': 'integer'}, epochs={**COUNT, 'description': 'finished'},
+    resumed_at={**MAYBE_COUNT, 'description': 'first epoch after the last stop, null: done in one go'},
+    batch_size={**COUNT, 'description': 'of all processes together'}, n_images=COUNT, steps=COUNT, seconds=NUMBER,
+    images_per_s=MAYBE_NUMBER, wait_share={**MAYBE_NUMBER, 'description': 'of the time, waiting for data, 0 to 1'},
+    device=TEXT, precision=TEXT, loss=list_of('of each epoch, null: not a finite number', MAYBE_NUMBER),
+    checkpoint={**MAYBE_TEXT, 'description': 'file with the weights of least loss, null: nothing was trained'},
+    best_epoch={**MAYBE_COUNT, 'description': 'the one of the checkpoint'},
+    diverged_at={**MAYBE_COUNT, 'description': 'first epoch whose loss is not a finite number'},
+    spread=maybe(SPREAD), cache_bytes={**MAYBE_COUNT, 'description': 'decoded images on disk while it ran'},
+    notices=list_of('sentences', TEXT))
+
 # %% ../../nbs/70_report/73_report.ipynb #5e6d3370
 SAVING = object_of('estimate for one task', task=TEXT, n_images=COUNT, usd_per_image=NUMBER, usd=NUMBER,
     kg_co2_per_image=NUMBER, kg_co2=NUMBER)
@@ -148,7 +169,7 @@ REPORT_SCHEMA: Report = {
         stopping=STOPPING, weights=WEIGHTS,
         distances=object_of('of all available and of the selected images', before=DISTANCES, after=DISTANCES),
         neighbors=maybe(object_of('of the same images', before=NEIGHBORS, after=NEIGHBORS)),
-        budget=maybe(BUDGET), datapool=maybe(DATAPOOL),
+        budget=maybe(BUDGET), datapool=maybe(DATAPOOL), training=maybe(TRAINING),
         savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE),
         corrupt=CORRUPT, duplicates=DUPLICATES, folders=FOLDERS,
         plots=list_of('figures of this run', PLOT), notices=list_of('what a reader should know, in sentences', TEXT)),
@@ -166,6 +187,22 @@ def validate_report(
     if told:
         raise ReportError('report.json does not have the shape of its schema:\n' + '\n'.join(sorted(told)))
     return report
+
+# %% ../../nbs/70_report/73_report.ipynb #40766367
+def jsonable(
+    value: Any,  # nested dicts and lists of anything a report may hold
+) -> Any:        # nested dicts and lists of str, int, finite float, bool, None
+    "A value as JSON knows it."
+    if isinstance(value, Mapping): return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)): return [jsonable(o) for o in value]
+    if isinstance(value, np.ndarray): return jsonable(value.tolist())
+    if isinstance(value, np.generic): return jsonable(value.item())
+    if value is pd.NA: return None
+    if isinstance(value, float): return value if math.isfinite(value) else None
+    if isinstance(value, bool): return value
+    if isinstance(value, str): return str(getattr(value, 'value', value))
+    if isinstance(value, int) or value is None: return value
+    return str(value)
 
 # %% ../../nbs/70_report/73_report.ipynb #fa8b1030
 N_CORRUPT, N_GROUPS, N_COPIES, N_FOLDERS = 100, 20, 20, 50  # items of each list that the report shows
@@ -267,9 +304,10 @@ def n_figures(
     has_curve: bool = False,     # there is a curve of the budget
     has_pool: bool = False,      # there is a datapool with members
     has_neighbors: bool = False, # distances to the nearest other image are known
+    has_training: bool = False,  # at least one epoch was trained
 ) -> int:                        # two histograms, two maps of each layout, the pairs, and what there is of the others
     "Figures that a report has at most; `write_plots` calls `on_figure` at most that many times."
-    more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors
+    more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors + has_training
     return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples) + more
 
 @dataclass
@@ -393,6 +431,32 @@ def write_pool_maps(
                      f'2D Scatter Plot ({method}), datapool and new',
                      f'New samples dark, members of the datapool pale.{" " + layout.note if layout.note else ""}')
 
+# %% ../../nbs/70_report/73_report.ipynb #2487653c
+def describe_training(
+    trained: Mapping[str, Any] | None,  # of `learn.train`: as in `TRAINING`, without best_epoch and diverged_at
+) -> Report | None:                     # as in `TRAINING`
+    "The training for the report."
+    if trained is None: return None
+    told, checkpoint = jsonable(trained), trained['checkpoint'] or None
+    epoch = re.search(r'(\d+)\.ckpt$', checkpoint or '')
+    diverged_at = next((i for i, loss in enumerate(told['loss']) if loss is None), None)
+    return {**told, 'precision': str(trained['precision']), 'checkpoint': checkpoint,
+            'best_epoch': int(epoch[1]) if epoch else None, 'diverged_at': diverged_at}
+
+def write_loss(
+    run_dir: RunDir,                    # run
+    made: Illustrations,                # added to in place
+    trained: Mapping[str, Any] | None,  # as for `describe_training`
+) -> None:
+    "Save the curve of the training loss."
+    run_dir.plot('training_loss').unlink(missing_ok=True)
+    told = describe_training(trained)
+    if told is None or not told['loss']: return
+    loss = np.array([np.nan if o is None else o for o in told['loss']], dtype=np.float64)
+    figure = plot_loss(loss, told['best_epoch'], told['resumed_at'])
+    caption = 'Loss of each epoch, counted from 0; the dot is the best checkpoint.'
+    write_figure(run_dir, made, 'training_loss', figure, 'Training loss', caption)
+
 # %% ../../nbs/70_report/73_report.ipynb #02086410
 def read_pair(
     samples: pd.DataFrame,   # sample table
@@ -450,11 +514,13 @@ def write_plots(
     n_selected: int | None = None,        # samples of this run as the curve counts them, None: not marked
     pool: np.ndarray | None = None,       # (p, d) float32 members of the datapool before this run, as `vectors`
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
+    training: Mapping[str, Any] | None = None,                     # as `learn.train` tells it, None: not trained
 ) -> Illustrations:          # what there is now
     "Save all figures of the report."
     made = Illustrations(on_figure=on_figure)
     write_histograms(run_dir, made, before, after, neighbors)
     write_curve(run_dir, made, curve, n_selected)
+    write_loss(run_dir, made, training)
     write_all_maps(run_dir, made, samples, vectors, seed)
     write_pool_maps(run_dir, made, vectors.of(result_order(samples)).emb, pool, seed)
     pairs = example_pairs(samples, vectors, n_example_images)
@@ -489,22 +555,6 @@ def installed_versions(
             versions[name] = 'not installed'
     return versions
 
-# %% ../../nbs/70_report/73_report.ipynb #40766367
-def jsonable(
-    value: Any,  # nested dicts and lists of anything a report may hold
-) -> Any:        # nested dicts and lists of str, int, finite float, bool, None
-    "A value as JSON knows it."
-    if isinstance(value, Mapping): return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)): return [jsonable(o) for o in value]
-    if isinstance(value, np.ndarray): return jsonable(value.tolist())
-    if isinstance(value, np.generic): return jsonable(value.item())
-    if value is pd.NA: return None
-    if isinstance(value, float): return value if math.isfinite(value) else None
-    if isinstance(value, bool): return value
-    if isinstance(value, str): return str(getattr(value, 'value', value))
-    if isinstance(value, int) or value is None: return value
-    return str(value)
-
 # %% ../../nbs/70_report/73_report.ipynb #3b17e34a
 def describe_distances(
     stats: DistanceStats | NeighborStats, # of a set
@@ -513,15 +563,30 @@ def describe_distances(
     told = {k: v for k, v in asdict(stats).items() if k not in ('counts', 'edges')}
     return jsonable({**told, 'histogram': {'counts': stats.counts, 'edges': stats.edges}})
 
+def doubt_training(
+    training: Report | None,  # as in `TRAINING`
+) -> list[str]:               # sentences, none when all went well
+    "Why the embeddings of a trained backbone should not be relied upon."
+    doubts = []
+    if training is None: return doubts
+    if training['diverged_at'] is not None:
+        doubts.append(f'The training loss is not a finite number from epoch {training["diverged_at"]:,} on; '
+                      'see the section Training.')
+    if training['spread'] and training['spread']['is_collapsed']:
+        doubts.append('The model collapsed in training: its embeddings tell too little about the images, and so does '
+                      'what this report says about distances and about the selection; see the section Training.')
+    return doubts
+
 def find_notices(
     counts: Mapping[str, int],  # of the samples
     stopping: Report,           # as in `STOPPING`
     before: DistanceStats,      # of the available samples
     after: DistanceStats,       # of the selected samples
     neighbors: Sequence[NeighborStats] = (),  # of both
-) -> list[str]:                 # sentences
+    training: Report | None = None,           # as in `TRAINING`
+) -> list[str]:                 # sentences, those that matter most first
     "What a reader should know before reading the numbers."
-    found = []
+    found = doubt_training(training)
     if counts['removed'] == 0 and stopping['ended_by'] != 'none':
         found.append('No available image was removed, so the selection equals the available images.')
     for stats, what in ((before, 'before'), (after, 'after')):
@@ -564,6 +629,7 @@ def build_report(
     *,
     curve: SelectionCurve | None = None,  # of the budget
     datapool: Report | None = None,       # as in `DATAPOOL`
+    training: Mapping[str, Any] | None = None,  # as `learn.train` tells it, None: not trained
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
 ) -> Report:                        # what goes into report.json, valid
     "Everything there is to tell about a run."
@@ -573,12 +639,14 @@ def build_report(
     covering = removed['nearest_distance'].max() if len(removed) else None
     config = {k: v for k, v in job['config'].items() if k != 'token'}
     near = dict(zip(('before', 'after'), map(describe_distances, neighbors), strict=True)) if neighbors else None
-    found = find_notices(counts, stopping, before, after, neighbors or ())
+    trained = describe_training(training)
+    found = find_notices(counts, stopping, before, after, neighbors or (), trained)
     report = {
         'schema_version': SCHEMA_VERSION, 'job': {**job, 'config': config}, 'counts': counts, 'shares': shares,
         'stopping': {**stopping, 'covering_distance': covering}, 'weights': weights,
         'distances': {'before': describe_distances(before), 'after': describe_distances(after)},
-        'neighbors': near, 'budget': describe_budget(curve), 'datapool': datapool, 'savings': [asdict(o) for o in saved], 'examples': made.examples,
+        'neighbors': near, 'budget': describe_budget(curve), 'datapool': datapool, 'training': trained,
+        'savings': [asdict(o) for o in saved], 'examples': made.examples,
         'corrupt': list_corrupt(samples), 'duplicates': list_duplicates(samples), 'folders': count_folders(samples),
         'plots': made.plots, 'notices': [*found, *made.notices, *notices],
     }

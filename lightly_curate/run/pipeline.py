@@ -4,7 +4,6 @@
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #b038f8f6
 from __future__ import annotations
-import hashlib
 import logging
 import shlex
 import time
@@ -39,8 +38,8 @@ from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwi
 from .jobs import run_job
 from .start import Run
 from ..select.budget import SelectionCurve
-from ..select.datapool import (Datapool, check_weights, find_members, held_out, mark_excluded, mark_members,
-                                            pool_checkpoint, pool_files, read_pool, update_pool)
+from ..select.datapool import (GIVEN, Datapool, check_weights, file_digest, find_members, held_out,
+                                            mark_excluded, mark_members, pool_checkpoint, pool_files, read_pool, update_pool)
 from ..select.select import curve_of, select
 
 # %% auto #0
@@ -209,9 +208,7 @@ def given_weights(
     n_features: int,    # length d of an embedding
 ) -> dict[str, Any]:    # as in report.json
     "What is known about the backbone when the embeddings were given."
-    with path.open('rb') as file: digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    origin = f'embeddings were given: {path.name}'
-    return {'origin': origin, 'sha256': digest, 'name': 'unknown', 'n_features': n_features, 'input_size': None}
+    return {'origin': f'{GIVEN}: {path.name}', 'sha256': file_digest(path), 'name': 'unknown', 'n_features': n_features, 'input_size': None}
 
 def device_name() -> str:  # 'cpu' or 'cuda: NVIDIA ...'
     "Where the backbone runs."
@@ -227,11 +224,12 @@ def open_pool(
     return read_pool(pool_files(Path(run.cfg.shared_dir), run.cfg.datapool.name))
 
 def backbone_request(
-    run: Run,            # run
-) -> dict[str, Any]:     # arguments of `load_backbone`
+    run: Run,                # run
+    pool: Datapool | None,   # as read, None: none was asked for
+) -> dict[str, Any]:         # arguments of `load_backbone`
     "What a run asks of `load_backbone`."
     cfg, model = run.cfg, run.cfg.lightly['model']
-    own, pool = Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None, open_pool(run)
+    own = Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None
     if own is None and pool is not None:
         own = pool_checkpoint(pool_files(Path(cfg.shared_dir), cfg.datapool.name or ''), pool)
         if own is not None: logger.info('embedding with the checkpoint of the datapool %s', cfg.datapool.name)
@@ -245,11 +243,12 @@ def weights_of(
     return {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
 
 def try_weights(
-    run: Run,  # run
+    run: Run,                # run
+    pool: Datapool | None,   # as read, None: none was asked for
 ) -> None:
     "Load the weights once, so that those that do not fit are found out before the images are read."
     from lightly_curate.learn.backbone import load_backbone
-    cfg, pool, backbone = run.cfg, open_pool(run), load_backbone(**backbone_request(run))
+    cfg, backbone = run.cfg, load_backbone(**backbone_request(run, pool))
     if pool is not None: check_weights(pool, weights_of(backbone), cfg.datapool.name or '')
     if cfg.datapool.exclude: held_out(Path(cfg.shared_dir)/cfg.datapool.exclude, backbone.n_features)
 
@@ -267,7 +266,7 @@ def embed_stage(
     else:
         from lightly_curate.embed.embed import embed
         from lightly_curate.learn.backbone import load_backbone
-        asked, loader = backbone_request(run), cfg.lightly['loader']
+        asked, loader = backbone_request(run, open_pool(run)), cfg.lightly['loader']
         checkpoint, backbone = asked['checkpoint'], load_backbone(**asked)
         samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
                                  int(cfg.lightly['trainer']['precision']), cfg.max_image_pixels)
@@ -341,7 +340,7 @@ def count_members(
 ) -> int:                    # 0 unless datapool.count_members is set
     "Members that count for n_samples; a preselected sample that is one counts as preselected, not twice."
     if not run.cfg.datapool.count_members: return 0
-    if pool is None: return len(np.load(run.dir.state_pool)) if run.dir.state_pool.is_file() else 0
+    if pool is None: return 0 if (kept := kept_pool(run)) is None else len(kept)
     rows = np.flatnonzero(samples['preselected'])
     found = find_members(pool, samples['filename'][rows].tolist(), load_vectors(run).of(rows).emb)
     return len(pool) - len(np.unique(found.row[found.row >= 0]))
@@ -472,7 +471,7 @@ def make_figures(
     cfg, vectors, chosen = run.cfg, selection_vectors(run), finished_mark(run, 'select').result
     max_bytes, seed, n_pairs = cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed'], cfg.n_example_images
     input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
-    pool = np.load(run.dir.state_pool) if cfg.datapool.name else None
+    pool = kept_pool(run) if cfg.datapool.name else None
     counts = count_samples(samples)
     n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
     has_pool = bool(pool is not None and len(pool))
@@ -553,8 +552,9 @@ def curate(
     todo = stages_to_do(run.cfg)
     with watched(run):
         for sentence in notices(run.cfg): logger.info(sentence)
-        if 'select' in todo and not is_done(run, 'select'): open_pool(run)  # what is wrong with it is told at once
-        if 'embed' in todo and not run.cfg.embeddings and not is_done(run, 'embed'): try_weights(run)
+        left = {o for o in todo if not is_done(run, o)}
+        pool = open_pool(run) if left & {'embed', 'select'} else None  # what is wrong with it is told at once
+        if 'embed' in left and not run.cfg.embeddings: try_weights(run, pool)
         for stage in todo: run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
     return table_after(run, todo[-1])

@@ -157,7 +157,8 @@ def cut_name(
 ) -> str:                      # a piece of a folder name
     "What was asked, as part of a name."
     words = [re.sub(r'=-(?=\d)', '=minus-', o) for o in words]
-    told = [o.removeprefix('stopping_condition.') for o in words if o.partition('=')[0] not in ('output_dir', 'shared_dir')]
+    words = [o for o in words if o.partition('=')[0] not in ('output_dir', 'shared_dir')]
+    told = [o.removeprefix('stopping_condition.') for o in words]
     name = '-'.join(re.sub(r'[^\w.]+', '-', o).strip('-.') for o in sorted(told))
     return name if 0 < len(name) <= MOST_LETTERS else time.strftime('%Y-%m-%d-%H-%M-%S', now)
 
@@ -255,10 +256,9 @@ def recut(
         raise ConfigError([f'run_directory is {cfg.run_directory!r}, which is the run to choose from; give another name'])
     check_marks(files, cfg)
     check_same_source(old, files)
-    has_pool = old.dir.state_pool.is_file() or bool(old.cfg.datapool.name)
-    if has_pool and not cfg.datapool.name: check_pool(old, cfg)
+    keeps_pool = not cfg.datapool.name and (old.dir.state_pool.is_file() or bool(old.cfg.datapool.name))
+    if keeps_pool: check_pool(old, cfg)
     new = write_run(files, cfg, ['select', str(old.dir.root), *overrides])
-    shared = [taken_over, pool_files_of] if has_pool and not cfg.datapool.name else [taken_over]
-    for kind in reversed(shared):
+    for kind in (pool_files_of, taken_over) if keeps_pool else (taken_over,):
         for source, target in zip(kind(old.dir), kind(files), strict=True): link(source, target)
     return new

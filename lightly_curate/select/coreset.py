@@ -12,15 +12,15 @@ import numpy as np
 from ..core.compiled import Share, compiled, compiled_loosely, sharing
 from ..core.config import count_cores
 from ..core.errors import SelectionError
-from .distances import ROUNDING, squared_distance, squared_to_chosen
+from .distances import ROUNDING, TINY, squared_distance, squared_to_chosen
 
 # %% auto #0
-__all__ = ['LARGEST', 'TINY', 'EVERYONE', 'GROUP', 'STEP', 'PART', 'ROWS_PER_CELL', 'MOST_CELLS', 'N_NEIGHBORS', 'LIKELY',
-           'SHARE_AWAKE', 'LEAST_AWAKE', 'MOST_AWAKE', 'PLAIN_PAIRS', 'check_embeddings', 'check_request',
-           'check_chosen', 'rough_distance', 'loosened', 'Place', 'is_before', 'choose_among', 'Traversal',
-           'start_traversal', 'traverse_plainly', 'rows_before', 'place_of', 'likely_rows', 'lift', 'limit_of',
-           'compare', 'refresh', 'Cells', 'cells_of', 'make_cells', 'centres_by_cell', 'probe', 'wake', 'first_look',
-           'nothing', 'traverse_lazily', 'k_center', 'nearest_square', 'cover', 'random_choice']
+__all__ = ['LARGEST', 'EVERYONE', 'GROUP', 'STEP', 'PART', 'ROWS_PER_CELL', 'MOST_CELLS', 'N_NEIGHBORS', 'LIKELY', 'SHARE_AWAKE',
+           'LEAST_AWAKE', 'MOST_AWAKE', 'PLAIN_PAIRS', 'check_embeddings', 'check_request', 'check_chosen',
+           'rough_distance', 'loosened', 'Place', 'is_before', 'choose_among', 'Traversal', 'start_traversal',
+           'traverse_plainly', 'rows_before', 'place_of', 'likely_rows', 'lift', 'limit_of', 'compare', 'refresh',
+           'Cells', 'cells_of', 'make_cells', 'centres_by_cell', 'probe', 'wake', 'first_look', 'nothing',
+           'traverse_lazily', 'k_center', 'nearest_square', 'cover', 'random_choice']
 
 # %% ../../nbs/50_select/51_coreset.ipynb #54375775
 LARGEST = 1e15  # largest absolute value of an embedding: squares and their sums stay within float32
@@ -53,7 +53,8 @@ def check_request(
 ) -> None:
     "Refuse a choice that cannot be made."
     if not isinstance(n_samples, Integral) or not 1 <= n_samples <= n:
-        raise SelectionError(f'n_samples is {n_samples!r}, allowed is a whole number from 1 to {n}, the number of embeddings')
+        raise SelectionError(f'n_samples is {n_samples!r}, allowed is a whole number from 1 to {n}, '
+                             'the number of embeddings')
     for name, value in {'min_distance': min_distance, 'coverage_distance': coverage_distance}.items():
         if not value >= 0: raise SelectionError(f'{name} is {value}, allowed is 0 (inactive) or more')
 
@@ -69,8 +70,6 @@ def check_chosen(
                          f'needed are the {d} of the embeddings')
 
 # %% ../../nbs/50_select/51_coreset.ipynb #d9bec1c3
-TINY = 1e-36  # squares below this are inexact in float32 and always looked at
-
 @compiled_loosely
 def rough_distance(
     a: np.ndarray,  # (d,) float32
@@ -177,7 +176,7 @@ def start_traversal(
     "The state before the first comparison."
     n, size = len(x), len(chosen) + n_samples
     centres = np.empty((size, x.shape[1]), dtype=np.float32)
-    way = Traversal(x, np.full(n, np.inf), np.zeros(n, dtype=np.int32), centres, np.full(size, -1),
+    way = Traversal(x, np.full(n, np.inf), np.zeros(n, dtype=np.int32), centres, np.full(size, -1, dtype=np.int64),
                     np.full(size, np.inf), len(chosen), min_distance, coverage_distance or -1.)
     if len(chosen):
         centres[:len(chosen)] = chosen
@@ -495,12 +494,12 @@ def k_center(
         while n_told < way.n_chosen:
             n_told += 1
             on_choice()
-    if lazily is None: lazily = len(chosen) > 0 or len(x)*n_samples > PLAIN_PAIRS
+    if lazily is None: lazily = len(x)*n_samples > PLAIN_PAIRS
     if lazily or len(chosen): traverse_lazily(way, n_threads, on_phase=tell)
     else: traverse_plainly(way)
     tell()
     new = slice(len(chosen), way.n_chosen)
-    return way.rows[new].astype(np.int64), np.sqrt(way.squares[new]).astype(np.float32)
+    return way.rows[new], np.sqrt(way.squares[new]).astype(np.float32)
 
 # %% ../../nbs/50_select/51_coreset.ipynb #531d61d9
 @compiled
@@ -519,13 +518,12 @@ def nearest_square(
 def cover(
     x: np.ndarray,        # (n, d) float32
     bounds: np.ndarray,   # (n,) float64 squared distance to what was chosen before, lowered here
-    centres: np.ndarray,  # (t, d) float32 new choices
+    centre: np.ndarray,   # (d,) float32 new choice
 ) -> float:               # largest of the bounds
-    "Take new choices into account for all rows."
+    "Take a new choice into account for all rows."
     for i in range(len(x)):
-        for j in range(len(centres)):
-            if rough_distance(x[i], centres[j]) < loosened(bounds[i], x.shape[1]):
-                bounds[i] = min(bounds[i], squared_distance(x[i], centres[j]))
+        if rough_distance(x[i], centre) < loosened(bounds[i], x.shape[1]):
+            bounds[i] = min(bounds[i], squared_distance(x[i], centre))
     return bounds.max()
 
 # %% ../../nbs/50_select/51_coreset.ipynb #0893b56e
@@ -557,5 +555,5 @@ def random_choice(
         t += 1
         on_choice()
         if len(rows) == n_samples: break
-        if coverage_distance and np.sqrt(cover(x, bounds, centres[t - 1:t])) <= coverage_distance: break
+        if coverage_distance and np.sqrt(cover(x, bounds, x[row])) <= coverage_distance: break
     return np.array(rows, dtype=np.int64), np.array(gaps, dtype=np.float32)

@@ -296,11 +296,12 @@ TIME = '%Y-%m-%dT%H:%M:%SZ'  # UTC
 
 def archive(
     files: PoolFiles,  # of a pool with a CSV, locked by the caller
+    state: str,        # sha256 of the CSV
 ) -> Path:             # the copy
     "Copy the present state to the history, once."
     named = ((re.fullmatch(r'datapool_(\d+)_.*\.csv', o.name), o) for o in files.history.glob('*'))
     number, newest = max(((int(found[1]), o) for found, o in named if found), default=(0, None))
-    if newest is not None and file_digest(newest) == file_digest(files.embeddings): return newest
+    if newest is not None and file_digest(newest) == state: return newest
     path = files.history/f'datapool_{number + 1:06}_{time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())}.csv'
     with replacing(path) as temporary: shutil.copyfile(files.embeddings, temporary)
     return path
@@ -436,13 +437,14 @@ def update_pool(
         pool = load_pool(files)
         check_weights(pool, weights, files.root.name)
         if len(pool) and not pool.updates: pool = replace(pool, updates=(as_found(pool),))
-        update = next((o for o in pool.updates if o.id == update_id(run, filenames, emb)), None)
+        own_id = update_id(run, filenames, emb)
+        update = next((o for o in pool.updates if o.id == own_id), None)
         if update is None:
             grown, update = merged(pool, run, filenames, emb, np.asarray(labels, dtype=np.int64), weights)
             if update.n_added:
                 remove_leftovers(files)
                 keep_checkpoint(files, pool, checkpoint, weights)
-                if keep_history and len(pool): archive(files)
+                if keep_history and len(pool): archive(files, pool.state)
                 write_pool(files, grown, update)
     members = counted(update.n_total, 'member')
     logger.info('the datapool %s has %s, %d of them new', files.root.name, members, update.n_added)

@@ -13,7 +13,7 @@ from ..core.errors import EmbeddingsError
 
 # %% auto #0
 __all__ = ['BLOCK_BYTES', 'ROUNDING', 'TINY', 'GROUP', 'TILE', 'FINE', 'MAX_BINS', 'AT_RISK', 'STRIP', 'squared_distance',
-           'distances_of_pairs', 'squared_of_pairs', 'measure', 'tile_shape', 'runs', 'squared_norms', 'centred',
+           'squared_of_pairs', 'distances_of_pairs', 'measure', 'tile_shape', 'runs', 'squared_norms', 'centred',
            'product_slack', 'Target', 'target_of', 'nearest', 'squared_to_chosen', 'nearest_at', 'nearest_other',
            'PairHistogram', 'fine_bin_of', 'pair_histogram']
 
@@ -35,26 +35,6 @@ def squared_distance(
     return even + odd
 
 @compiled
-def _distances_of_pairs(
-    x: np.ndarray,          # (n, d) float32
-    y: np.ndarray,          # (n, d) float32
-    distances: np.ndarray,  # (n,) float32, filled here
-) -> None:
-    "Fill in the distance of each row of `x` to the row of `y` at the same place."
-    for i in range(len(x)):
-        distances[i] = np.sqrt(squared_distance(x[i], y[i]))
-
-def distances_of_pairs(
-    x: np.ndarray,  # (n, d) float32
-    y: np.ndarray,  # (n, d) float32, row i is compared with row i of `x`
-) -> np.ndarray:    # (n,) float32 Euclidean distances
-    "Distance of each row of `x` to the row of `y` at the same place."
-    if x.shape != y.shape: raise EmbeddingsError(f'pairs of shapes {x.shape} and {y.shape}, needed are equal ones')
-    distances = np.empty(len(x), dtype=np.float32)
-    _distances_of_pairs(np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(y, dtype=np.float32), distances)
-    return distances
-
-@compiled
 def squared_of_pairs(
     x: np.ndarray,      # (n, d) float32
     y: np.ndarray,      # (p, d) float32
@@ -65,6 +45,15 @@ def squared_of_pairs(
     for i in range(len(x)):
         squared[i] = squared_distance(x[i], y[index[i]])
     return squared
+
+def distances_of_pairs(
+    x: np.ndarray,  # (n, d) float32
+    y: np.ndarray,  # (n, d) float32, row i is compared with row i of `x`
+) -> np.ndarray:    # (n,) float32 Euclidean distances
+    "Distance of each row of `x` to the row of `y` at the same place."
+    if x.shape != y.shape: raise EmbeddingsError(f'pairs of shapes {x.shape} and {y.shape}, needed are equal ones')
+    x, y = np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(y, dtype=np.float32)
+    return np.sqrt(squared_of_pairs(x, y, np.arange(len(x)))).astype(np.float32)
 
 # %% ../../nbs/50_select/50_distances.ipynb #a65de2cd
 @compiled
@@ -110,7 +99,7 @@ def runs(
 
 # %% ../../nbs/50_select/50_distances.ipynb #ea0c9a86
 ROUNDING = 2.**-24  # largest relative error of one operation in float32
-TINY = 1e-36        # products of vectors of length 1 at most are inexact in float32 below this
+TINY = 1e-36        # squares and products below this are inexact in float32
 
 @compiled
 def squared_norms(

@@ -80,11 +80,9 @@ BLOCK_ROWS = 4096  # rows looked up in the pool at a time
 def covering_distance(
     x: np.ndarray,               # (n, d) float32, rows that are not chosen
     distance: np.ndarray,        # (n,) float32 to the nearest chosen row, inf where there is none, no NaN
-    pool: np.ndarray | None,     # (p, d) float32, None: no pool
+    pool: np.ndarray,            # (p, d) float32, at least one
 ) -> float:                      # 0 when every row is chosen
     "Largest distance of a row to what is chosen or in the pool."
-    if not len(x): return 0.
-    if pool is None or not len(pool): return float(distance.max())
     order = np.argsort(-distance, kind='stable')
     farthest = 0.
     for start in range(0, len(order), BLOCK_ROWS):
@@ -182,7 +180,8 @@ def select(
     others = np.setdiff1d(free, free[added])
     distance = samples['nearest_distance'].to_numpy()[others]
     distance = np.where(np.isnan(distance), np.float32('inf'), distance)
-    covering = covering_distance(vectors.of(others).emb, distance, pool)
+    covering = float(distance.max(initial=0.))
+    if pool is not None and len(pool): covering = covering_distance(vectors.of(others).emb, distance, pool)
     return Selection(samples, ended_by=ended_by(asked, n_wanted, len(added), len(free), covering),
                      covering_distance=covering, **facts)
 
@@ -197,12 +196,12 @@ def curve_of(
 ) -> SelectionCurve | None:           # None: nothing new was chosen
     "How well fewer samples would have covered."
     free, before = selectable(done.samples)
-    rows = np.setdiff1d(result_order(done.samples), before)
+    rows = result_order(done.samples)
+    rows = rows[~np.isin(rows, before)]
     if not len(rows): return None
     x, chosen = vectors.of(free).emb, earlier(vectors.of(before).emb, pool)
     n_before, is_ranked = len(before) + n_members, bool(done.samples['rank'].notna()[rows].all())
     if method == 'coreset' and is_ranked:
-        rows = rows[np.argsort(done.samples['rank'].to_numpy(dtype=np.int64, na_value=-1)[rows])]
         gaps = done.samples['gap'].to_numpy()[rows]
         return selection_curve(x, np.searchsorted(free, rows), gaps, done.covering_distance, chosen=chosen,
                                n_before=n_before, seed=seed)

@@ -9,10 +9,10 @@ from enum import Enum
 from fractions import Fraction
 from numbers import Integral
 import numpy as np
-from ..core.config import StoppingCondition
+from ..core.config import StoppingCondition, is_set
 
 # %% auto #0
-__all__ = ['share_of', 'n_to_add', 'EndedBy', 'is_set', 'ended_by']
+__all__ = ['share_of', 'n_to_add', 'EndedBy', 'ended_by']
 
 # %% ../../nbs/50_select/52_stopping.ipynb #a1ab40cf
 def share_of(
@@ -43,12 +43,6 @@ class EndedBy(str, Enum):
     N_SAMPLES = 'n_samples'          # as many as asked for
     COVERAGE = 'coverage_distance'   # every sample has a chosen one within that distance
     MIN_DISTANCE = 'min_distance'    # every other sample is closer than that to a chosen one
-
-def is_set(
-    asked: StoppingCondition,  # as asked
-) -> bool:                     # False: everything is kept
-    "Whether there is any condition."
-    return not asked.n_samples == asked.min_distance == asked.coverage_distance == -1
 
 def ended_by(
     asked: StoppingCondition,        # as asked
