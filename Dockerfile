@@ -5,7 +5,7 @@ FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
-    && python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); print(c['DEFAULT']['requirements'])" > /wheels/requirements.txt
+    && python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); d = c['DEFAULT']; print(*(d[o + 'requirements'] for o in ('', 'timm_', 'tensorboard_')))" > /wheels/requirements.txt
 
 FROM python:3.11-slim-bookworm AS venv
 # The requirements are a layer of their own: it is large (torch with CUDA) and changes seldom.

@@ -66,6 +66,7 @@ check:           ## everything a change must pass
 check-all: check ## check, and all that is slow or needs a GPU or a network
 	$(BIN)/nbdev_test --flags 'slow gpu net' --timing
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python tools/run_tutorials.py
 	@$(MAKE) --no-print-directory docs
 
 define each
@@ -89,7 +90,7 @@ types:           ## mypy on the package
 notebooks:       ## run every cell of every notebook
 	@$(BIN)/nbdev_test --timing
 tests:           ## pytest, the smoke tests included
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -m 'not slow' --numprocesses 2
 smoke:           ## only the tests that run the program as a user does
 	@$(BIN)/python -m pytest -q -m smoke
 

@@ -1,6 +1,8 @@
 "Checkpoints of lightly's own, and the accuracy of the built-in backbone."
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import subprocess
 import sys
@@ -15,7 +17,13 @@ from lightly_curate.data.sample_data import sample_photos
 from lightly_curate.data.scan import scan
 from lightly_curate.embed.embed import embed
 from lightly_curate.embed.vectors import normalize
-from lightly_curate.learn.backbone import builtin_weights, lightly_module, load_backbone
+from lightly_curate.learn import networks
+from lightly_curate.learn.backbone import load_backbone, start_backbone
+from lightly_curate.learn.builtin import builtin_weights
+from lightly_curate.learn.downloads import download_of
+from lightly_curate.learn.networks import lightly_module
+
+from test_downloads import Moved, serving
 
 
 @pytest.fixture(scope='module')
@@ -99,9 +107,149 @@ def test_default_width_asks_for_nothing(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_foreign_checkpoint(shared_data: Path) -> None:
-    "An ImageNet checkpoint of another project is refused with what was found."
-    with pytest.raises(WeightsError, match=r'found 164 layers \(module\.stage1.*lightly-ssl-train'):
-        load_backbone(checkpoint=shared_data/'weights'/'mobilenetv1_x0.25_imagenet.pth.tar')
+    "An ImageNet checkpoint of another project is refused with what was found and what to do."
+    with pytest.raises(WeightsError) as error: load_backbone(checkpoint=shared_data/'weights'/'mobilenetv1_x0.25_imagenet.pth.tar')
+    for words in ('164 tensors of 28 layers, all names begin with module.', 'first module.stage1.0.0.weight (8, 3, 3, 3)',
+                  'last module.fc.bias (1000,)', 'MobileNetV1 of width 0.25', 'a classifier of 1000 classes',
+                  'lightly.model.name=FILE.py:NAME', 'tutorial own_backbone'):
+        assert words in str(error.value), words
+
+
+OWN_FILE = """
+from torch import nn
+from lightly_curate.learn.networks import register_backbone
+
+def block(n_in, n_out, stride):
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_in, 3, stride, 1, groups=n_in, bias=False), nn.BatchNorm2d(n_in), nn.ReLU(),
+        nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+
+class MobileNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        sizes = [(8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+        self.stage1 = nn.Sequential(stem, *(block(*o) for o in sizes))
+        self.stage2 = nn.Sequential(block(64, 128, 2), *(block(128, 128, 1) for _ in range(5)))
+        self.stage3 = nn.Sequential(block(128, 256, 2), block(256, 256, 1))
+
+    def forward(self, x):
+        return self.stage3(self.stage2(self.stage1(x))).mean(dim=(2, 3))
+
+register_backbone('mobilenet', MobileNet, input_size=128, n_features=256)
+"""
+
+
+def test_own_network(shared_data: Path, tmp_path: Path) -> None:
+    "The same file, with the network that it is for named beside it; one class less in the file than in the network is refused."
+    (tmp_path/'mine.py').write_text(OWN_FILE)
+    weights = shared_data/'weights'/'mobilenetv1_x0.25_imagenet.pth.tar'
+    backbone = load_backbone(f'{tmp_path}/mine.py:mobilenet', weights)
+    assert (backbone.name, backbone.n_features, backbone.input_size) == ('mobilenet', 256, 128)
+    assert backbone.sha256 == 'caa79d9269daeabcf5711b54e3a580f8c9249139e5aa5af1bfece54c144b3c07'
+    assert backbone.origin == 'checkpoint mobilenetv1_x0.25_imagenet.pth.tar (mobilenet, width 1, 256 features)'
+    theirs = torch.load(weights, weights_only=True)['state_dict']
+    for name, value in backbone.module.state_dict().items(): assert torch.equal(value, theirs[f'module.{name}']), name
+    with pytest.raises(WeightsError, match=r'less than half of its layers are in mobilenet'): load_backbone('torchvision/squeezenet1_1', weights)
+
+
+def test_prefixes(tmp_path: Path) -> None:
+    "Wrappers in front of the names, a second network and a classifier beside it, and a ResNet whose children stand in a row."
+    from torchvision.models import resnet18
+    theirs = resnet18(weights=None)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(): expected = torch.nn.Sequential(*list(theirs.eval().children())[:-1])(x).flatten(1)
+    named = theirs.state_dict()
+    row = torch.nn.Sequential(*list(theirs.children())[:-1]).state_dict()
+    layouts = {'plain': named, 'ddp': {'state_dict': {f'module.{k}': v for k, v in named.items()}},
+               'dino': {'student': {f'module.backbone.{k}': v for k, v in named.items()}, 'teacher': {f'backbone.{k}': v + 1 for k, v in named.items()}},
+               'moco': {'state_dict': {f'module.encoder_q.{k}': v for k, v in named.items() if not k.startswith('fc.')}, 'optimizer': {'x': 1}},
+               'lightly': {'state_dict': {f'backbone.{k}': v for k, v in row.items()} | {'projection_head.layers.0.weight': torch.ones(2, 2)}}}
+    for name, content in layouts.items():
+        torch.save(content, tmp_path/f'{name}.pth')
+        backbone = load_backbone('torchvision/resnet18', tmp_path/f'{name}.pth', input_size=64)
+        torch.testing.assert_close(backbone.module(x), expected, rtol=1e-5, atol=1e-5, msg=name)
+        if name not in ('plain', 'ddp', 'moco', 'lightly'): continue
+        with pytest.raises(WeightsError, match='lightly.model.name=torchvision/resnet18 with this checkpoint'): load_backbone(checkpoint=tmp_path/f'{name}.pth')
+    torch.save({k: v for k, v in named.items() if k != 'layer3.0.conv1.weight'}, tmp_path/'lacks.pth')
+    with pytest.raises(WeightsError, match=r'1 missing \(layer3.0.conv1.weight\)'): load_backbone('torchvision/resnet18', tmp_path/'lacks.pth')
+    with pytest.raises(WeightsError, match='not known'):
+        deeper = named | {f'layer4.2.{k}': v for k, v in theirs.layer4[1].state_dict().items()}
+        torch.save(deeper, tmp_path/'deeper.pth')
+        load_backbone('torchvision/resnet18', tmp_path/'deeper.pth')
+
+
+def test_torchvision_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Weights that go with a name are fetched once, checked, and used without the server afterwards."
+    from torchvision.models import squeezenet1_1
+    content = io.BytesIO()
+    torch.save(squeezenet1_1(weights=None).state_dict(), content)
+    name = f'squeezenet1_1-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth'
+    with serving({f'/models/{name}': content.getvalue()}) as server:
+        monkeypatch.setattr(networks, 'weights_download', lambda _: download_of(f'{server.url}/models/{name}?token=secret'))
+        first = load_backbone('torchvision/squeezenet1_1', weights_dir=tmp_path)
+    assert first.origin == f'torchvision weights {name} (torchvision/squeezenet1_1, width 1, 512 features)'
+    again = load_backbone('torchvision/squeezenet1_1', weights_dir=tmp_path)
+    assert again.sha256 == first.sha256 == hashlib.sha256(content.getvalue()).hexdigest()
+    (tmp_path/name).unlink()
+    monkeypatch.setattr('lightly_curate.learn.downloads.PAUSE_S', 0)
+    with pytest.raises(WeightsError) as error: start_backbone('torchvision/squeezenet1_1', weights_dir=tmp_path)
+    for words in (name, str(tmp_path), f'{server.url}/models/{name}', 'used without a network', 'lightly.pre_trained=False'):
+        assert words in str(error.value), words
+    assert 'secret' not in str(error.value)
+    start, words = start_backbone('torchvision/squeezenet1_1', weights_dir=tmp_path, pre_trained=False, num_ftrs=8)
+    assert start.n_features == 8 and 'a linear layer to 8' in words[-1]
+    with pytest.raises(WeightsError, match='num_ftrs is 8, torchvision/squeezenet1_1 gives 512'):
+        (tmp_path/name).write_bytes(content.getvalue())
+        load_backbone('torchvision/squeezenet1_1', num_ftrs=8, weights_dir=tmp_path)
+
+
+def test_timm_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "timm's weights come from the hub, whose redirect tells the hash; the file may as well be put by hand."
+    timm = pytest.importorskip('timm')
+    from safetensors.torch import save
+    whole = timm.create_model('test_vit', pretrained=False)
+    content = save({k: v.contiguous() for k, v in whole.state_dict().items()})
+    digest = hashlib.sha256(content).hexdigest()
+    name, moved = 'test_vit.r160_in1k.safetensors', Moved('/cdn/blob?signature=secret', {'X-Linked-Etag': f'"{digest}"'})
+    with serving({'/timm/test_vit.r160_in1k/resolve/main/model.safetensors': moved, '/cdn/blob': content}) as server:
+        monkeypatch.setenv('HF_ENDPOINT', server.url)
+        backbone = load_backbone('timm/test_vit', weights_dir=tmp_path)
+    assert (backbone.n_features, backbone.input_size, backbone.sha256) == (64, 160, digest)
+    assert (tmp_path/f'{name}.sha256').read_text() == f'{digest}  {name}\n'
+    x = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(): torch.testing.assert_close(backbone.module(x), whole.eval().forward_head(whole.forward_features(x), pre_logits=True))
+    by_hand = load_backbone('timm/test_vit.r160_in1k', weights_dir=tmp_path, input_size=96)
+    assert by_hand.module(x[:, :, :96, :96]).shape == (2, 64)
+    (tmp_path/name).write_bytes(content[:-9] + b'otherbyte')
+    with pytest.raises(WeightsError, match='damaged or another file'): load_backbone('timm/test_vit', weights_dir=tmp_path)
+
+
+def test_dinov2_names() -> None:
+    "DINOv2 and DINOv3 build with their own sizes, and take others that are multiples of the patch."
+    pytest.importorskip('timm')
+    for name, size, patch in (('timm/vit_small_patch14_dinov2.lvd142m', 518, 14), ('timm/vit_small_patch16_dinov3.lvd1689m', 256, 16)):
+        assert networks.timm_config(name).input_size[-1] == size
+        network = networks.build_network(name, input_size=6*patch)
+        assert (network.n_features, network.input_size) == (384, 6*patch)
+        with pytest.raises(WeightsError, match=f'multiple of {patch}'): networks.build_network(name, input_size=6*patch + 1)
+
+
+def test_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A network of lightly's zoo is fetched and checked; a file of another hash is refused."
+    import lightly.models
+    state = lightly_module('resnet-9', .125, 16).state_dict()
+    content = io.BytesIO()
+    torch.save({'state_dict': {f'model.features.{k}': v for k, v in state.items()} | {'model.projection_head.0.weight': torch.ones(16, 16)}}, content)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    with serving({f'/zoo-i-{digest[:8]}.pth': content.getvalue(), '/zoo-i-0123abcd.pth': content.getvalue()}) as server:
+        monkeypatch.setitem(lightly.models.ZOO, 'resnet-9/simclr/d16/w0.125', f'{server.url}/zoo-i-{digest[:8]}.pth')
+        backbone = load_backbone('resnet-9', num_ftrs=16, width=.125, weights_dir=tmp_path)
+        monkeypatch.setitem(lightly.models.ZOO, 'resnet-9/simclr/d16/w0.125', f'{server.url}/zoo-i-0123abcd.pth')
+        with pytest.raises(WeightsError, match='expected is 0123abcd...: nothing was kept'):
+            load_backbone('resnet-9', num_ftrs=16, width=.125, weights_dir=tmp_path)
+    assert backbone.origin == 'lightly zoo resnet-9/simclr/d16/w0.125 (resnet-9, width 0.125, 16 features)'
+    assert (backbone.sha256, list(backbone.head)) == (digest, ['projection_head.0.weight'])
 
 
 def test_damaged_builtin(tmp_path: Path) -> None:

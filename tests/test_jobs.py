@@ -20,6 +20,15 @@ def papermill(root: Path, job: str, cwd: Path, **parameters) -> subprocess.Compl
                           capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.parametrize('job', ['curate', 'train', 'embed', 'select', 'report'])
+def test_papermill_sees_every_parameter(root, job):
+    "It overlooks a line with a second equal sign, also in the comment, and then nobody can set that parameter."
+    from papermill import inspect_notebook
+    path = root/'nbs'/'jobs'/f'{job}.ipynb'
+    cell = next(o for o in nbformat.read(path, as_version=4).cells if 'parameters' in o.metadata.get('tags', []))
+    assert list(inspect_notebook(str(path))) == [o.partition(':')[0] for o in cell.source.splitlines()]
+
+
 def test_embed_then_select_then_report_by_hand(root, sample_folder, tmp_path):
     answer = papermill(root, 'embed', tmp_path, input_dir=sample_folder, output_dir='out', run_directory='r')
     assert answer.returncode == 0, answer.stderr

@@ -24,13 +24,22 @@ from lightly_curate.report.page import SAVINGS, spoken
 from lightly_curate.report.plots import BLUE, PALE, plot_selection, png
 from lightly_curate.report.project import MAX_POINTS, Layout, pca, umap_layout
 from lightly_curate.report.report import (
-    build_report, describe_machine, installed_versions, read_report, validate_report, write_plots, write_report)
+    build_report, describe_machine, describe_training, installed_versions, n_figures, read_report, validate_report,
+    write_plots, write_report)
 from lightly_curate.report.stats import neighbor_stats, pairwise_stats, savings
 from lightly_curate.select.budget import curve_choices, selection_curve
 from lightly_curate.select.coreset import k_center
 from lightly_curate.select.distances import nearest
 
 MAPS = {f'scatter_{o}{p}' for o in ('pca', 'umap_k_5', 'umap_k_15', 'umap_k_50') for p in ('', '_no_overlay')}
+
+SPREAD = {'n': 31, 'd': 32, 'std': .7413, 'rank': 17.62, 'is_collapsed': False, 'condition': 'healthy', 'std_before': .4128,
+          'rank_before': 8.21}
+TRAINED = {'recipe': 'original', 'start': 'zoo: resnet-18/simclr/d32/w1', 'name': 'resnet-18', 'epochs_asked': 7, 'epochs': 5,
+           'resumed_at': 3, 'batch_size': 16, 'n_images': 31, 'steps': 5, 'seconds': 93.25, 'images_per_s': 1.662,
+           'wait_share': .0347, 'device': 'cpu', 'precision': 32, 'loss': [3.31, 3.02, 2.957, 2.86, 2.871],
+           'checkpoint': 'lightly_epoch_3.ckpt', 'spread': SPREAD, 'cache_bytes': 12_345_678,
+           'notices': ['Batches of 16 images are small.']}
 
 
 def no_umap(x, n_neighbors, seed=1):
@@ -54,7 +63,7 @@ def curate(folder, share):
 
 
 def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_examples=6, ended_by='n_samples', source='images',
-                pool=None, method='coreset'):
+                pool=None, method='coreset', training=None):
     "All that the pipeline does for the report."
     chosen = vectors.of(result_order(samples)).emb
     before = pairwise_stats(vectors.emb, 2e9, seed=1, max_pairs=max_pairs)
@@ -62,8 +71,12 @@ def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_example
     near = neighbor_stats(vectors.emb, 2e9, max_pairs=max_pairs), neighbor_stats(chosen, 2e9, max_pairs=max_pairs)
     rows, gaps = k_center(vectors.emb, curve_choices(len(vectors), len(chosen)))
     curve = selection_curve(vectors.emb, rows, gaps)
+    drawn = []
     made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1, curve=curve,
-                       n_selected=len(chosen), pool=pool, neighbors=near)
+                       on_figure=lambda: drawn.append(1), n_selected=len(chosen), pool=pool, neighbors=near,
+                       training=training)
+    n_most = n_figures(n_examples, True, pool is not None and len(pool) > 0, True, bool(training and training['loss']))
+    assert len(drawn) == len(made.plots) == n_most - max(0, n_examples) + sum(o['plot'] is not None for o in made.examples)
     job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3', 'source': source,
         'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
         'seconds': {'scan': .25, 'embed': 101.5}, 'machine': describe_machine(), 'versions': installed_versions(),
@@ -77,7 +90,7 @@ def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_example
     weights = {'origin': 'mean colours', 'sha256': None, 'name': None, 'n_features': n_features, 'input_size': 4}
     saved = savings(len(vectors) - n_selected)
     report = build_report(samples, job, stopping, weights, before, after, saved, made, curve=curve, neighbors=near,
-                          datapool=None if pool is None else datapool)
+                          datapool=None if pool is None else datapool, training=training)
     write_report(report, run_dir.report_json)
     return report
 
@@ -142,35 +155,46 @@ def execute(root, result, run_dir):
     papermill.execute_notebook(source, str(result), {'run_dir': str(run_dir)}, progress_bar=False)
 
 
+def page_of(root, folder):
+    "Outputs of the report notebook, and the texts among them."
+    execute(root, folder/'report.ipynb', folder)
+    cells = nbformat.read(folder/'report.ipynb', 4).cells
+    outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
+    shown = [o.data for o in outputs if 'image/png' not in o.data]
+    return outputs, [''.join(o.get('text/markdown', o.get('text/html', ''))) for o in shown]
+
+
 def test_page(finished, root, tmp_path, monkeypatch):
     "The notebook runs, shows no code's names for objects, and no number that is not in report.json."
     run_dir, report, *_ = finished
     monkeypatch.setenv('PYTHONPATH', str(root))
-    execute(root, tmp_path/'report.ipynb', run_dir.root)
-    cells = nbformat.read(tmp_path/'report.ipynb', 4).cells
-    outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
-    shown = [o.data for o in outputs if 'image/png' not in o.data]
-    texts = [''.join(o.get('text/markdown', o.get('text/html', ''))) for o in shown]
+    outputs, texts = page_of(root, run_dir.root)
     assert_page(report, outputs, texts)
     assert texts[0].startswith('# Curation report')
     strip = next(o for o in texts if o.startswith('<table'))
     found = [str(report['counts'][o]) for o in ('input', 'corrupt', 'duplicate', 'available', 'sampled', 'removed')]
     assert re.findall('<td>([^<]*)</td>', strip)[:6] == found
-    assert 'datapool' not in '\n'.join(texts), 'what a run does not have is not spoken of'
+    assert not re.search('datapool|(?i:## training)', '\n'.join(texts)), 'what a run does not have is not spoken of'
 
 
 def assert_page(report, outputs, texts):
     "What every page keeps: words beside pictures, no number of its own, one word for one thing."
     assert all(texts), 'an output has neither markdown nor a table'
     assert all(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
-    n_wide = sum(o['name'] in ('nearest_distr', 'selection_curve') for o in report['plots'])
+    n_wide = sum(o['name'] in ('nearest_distr', 'selection_curve', 'training_loss') for o in report['plots'])
     n_pool = sum(o['name'].endswith('_datapool') for o in report['plots'])//2
     assert sum('image/png' in o.data for o in outputs) == 1 + n_wide + 1 + 4 + n_pool - (-len(report['examples'])//2)
     text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts)).replace(SAVINGS, '')  # names its sources by year
     times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
     percents = [100*o for o in report['shares'].values()]
     estimates = [float(f'{x:.2g}') for o in report['savings'] for x in (o['usd'], o['kg_co2'])]
-    known = np.array(values_in(report) + values_in(times) + percents + estimates + [10, 90, 99])  # and percentiles
+    constants = [10, 90, 99]  # percentiles
+    if report['training'] is not None:
+        times += [spoken(report['training']['seconds'])]
+        percents += [100*o for o in [report['training']['wait_share']] if o is not None]
+        estimates += [report['training']['cache_bytes']/1e6]
+        constants += [64]  # images in a batch that are advised
+    known = np.array(values_in(report) + values_in(times) + percents + estimates + constants)
     strange = [(x, n) for x, n in numbers_in(text) if not (np.abs(known - x) <= .5001*10.**-n + 1e-9*x).any()]
     assert not strange, strange
     assert not re.search('(?i)left out|retained', text), 'one word for one thing'
@@ -187,16 +211,53 @@ def test_page_of_a_run_with_everything(finished, sample_folder, root, tmp_path, 
         samples = with_columns(samples, [row], status=status, reason='as asked', nearest_selected=None)
     samples = with_columns(samples, result_order(samples)[:1], preselected=True, gap=float('nan'))
     left = vectors.of(available(samples))
-    report = make_report(RunDir(tmp_path), samples, left, sample_folder, pool=vectors.emb[:20], method='random')
-    execute(root, tmp_path/'report.ipynb', tmp_path)
-    cells = nbformat.read(tmp_path/'report.ipynb', 4).cells
-    outputs = [o for cell in cells if cell.cell_type == 'code' for o in cell.outputs]
-    texts = [''.join(o.data.get('text/markdown', o.data.get('text/html', ''))) for o in outputs if 'image/png' not in o.data]
+    report = make_report(RunDir(tmp_path), samples, left, sample_folder, pool=vectors.emb[:20], method='random',
+                         training=TRAINED)
+    outputs, texts = page_of(root, tmp_path)
     assert_page(report, outputs, texts)
     text = '\n'.join(texts)
     assert '1 masked in the embeddings file, 1 in the datapool already, 1 too near' in text and '1 had been chosen before' in text
     assert '## The datapool' in text and 'held 20 images' in text and 'beside the members of the datapool' in text
     assert {'Masked', 'Outliers', 'Selected before this run'} <= set(re.findall('<th>([^<]*)</th>', text))
+    assert '## Training' in text and 'for 5 epochs of the 7 asked for, in 1 min 33 s' in text and 'with epoch 3;' in text
+    assert 'The loss went from 3.3100 in epoch 0 to 2.8600 in epoch 3, the best' in text
+    assert 'The embeddings of 31 images are spread out' in text and '* Batches of 16 images are small.' in text
+    assert not [o for o in texts if o.startswith('>')], 'nothing is doubtful'
+
+
+FLAT = {**SPREAD, 'std': .0123, 'rank': 1.52, 'is_collapsed': True, 'condition': 'complete'}
+DIVERGED = {**SPREAD, 'std': None, 'rank': None, 'is_collapsed': True, 'condition': 'diverged'}
+NOTHING = {'epochs_asked': 0, 'epochs': 0, 'steps': 0, 'seconds': 0., 'images_per_s': None, 'wait_share': None, 'loss': [],
+           'checkpoint': '', 'spread': None, 'cache_bytes': 0, 'resumed_at': None}
+NAN = float('nan')
+
+
+@pytest.mark.parametrize('changed, n_figures_more, n_boxes, words', [
+    (NOTHING, 0, 0, ['**Nothing was trained** (`lightly.trainer.max_epochs=0`)']),
+    ({'epochs': 1, 'loss': [3.31], 'checkpoint': 'lightly_epoch_0.ckpt'}, 1, 0, ['After the only epoch the loss was 3.3100']),
+    ({'epochs': 1000, 'epochs_asked': 1000, 'loss': np.linspace(3, 2, 1000).tolist(), 'checkpoint': 'lightly_epoch_999.ckpt'},
+     1, 0, ['for 1,000 epochs, in', 'in epoch 999, the best. As that is the last']),
+    ({'spread': FLAT}, 1, 2, ['> The model collapsed: its embeddings', '> **The model collapsed:** it gives nearly the same']),
+    ({'loss': [3.31, NAN, NAN, NAN, NAN], 'checkpoint': 'lightly_epoch_0.ckpt', 'spread': DIVERGED}, 1, 4,
+     ['> The training loss stopped being a finite number in epoch 1', '> **The training diverged:** some embeddings']),
+    ({'loss': [NAN]*5, 'checkpoint': None, 'spread': None}, 1, 2, ['number in epoch 0.**'])])
+def test_page_of_a_training(finished, changed, n_figures_more, n_boxes, words, root, tmp_path, monkeypatch):
+    "No epoch, one, very many, a collapse, a loss that is no number: all are told, and valid JSON."
+    run_dir, report, *_ = finished
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    training, run = {**TRAINED, **changed}, RunDir(tmp_path/'run')
+    shutil.copytree(run_dir.root, run.root)
+    made = report_module.Illustrations(plots=list(report['plots']))
+    report_module.write_loss(run, made, training)
+    assert len(made.plots) == len(report['plots']) + n_figures_more
+    told = describe_training(training)
+    notices = [*report_module.doubt_training(told), *report['notices']]
+    write_report({**report, 'plots': made.plots, 'training': told, 'notices': notices}, run.report_json)
+    report = json.loads(run.report_json.read_text(), parse_constant=pytest.fail)
+    outputs, texts = page_of(root, run.root)
+    assert_page(report, outputs, texts)
+    assert sum(o.startswith('>') for o in texts) == n_boxes
+    for o in words: assert o in '\n'.join(texts), o
 
 
 def test_curve_of_the_report_is_the_one_of_the_choice(finished):
@@ -214,13 +275,14 @@ def test_curve_of_the_report_is_the_one_of_the_choice(finished):
 
 
 def test_old_report_and_old_figures(finished, tmp_path, monkeypatch):
-    "A report of version 1.0 is told to be made again; figures that a run does not have any more are removed."
+    "A report of version 1.1 is told to be made again; figures that a run does not have any more are removed."
     run_dir, report, samples, vectors = finished
     shutil.copytree(run_dir.root, tmp_path/'run')
     old = RunDir(tmp_path/'run')
-    old.report_json.write_text(json.dumps({**report, 'schema_version': '1.0'}))
-    with pytest.raises(ReportError, match='schema version 1.0, this program reads 1.1; run the report step again'):
+    old.report_json.write_text(json.dumps({**report, 'schema_version': '1.1'}))
+    with pytest.raises(ReportError, match='schema version 1.1, this program reads 1.2; run the report step again'):
         read_report(old.report_json)
+    old.plot('training_loss').write_bytes(b'of an earlier training')
     monkeypatch.setattr(report_module, 'umap_layout', no_umap)
     before = pairwise_stats(vectors.emb, 2e9)
     write_plots(old, samples, vectors, before, before, None, 0, seed=1)
@@ -327,7 +389,7 @@ def test_sampled_pairs_and_points(finished, tmp_path, monkeypatch):
 
 def test_schema_refuses(finished):
     "Each part of the report is closed: a key too many or one missing is found anywhere."
-    report = finished[1]
+    report = validate_report({**finished[1], 'training': describe_training(TRAINED)})
     def broken(part, path):
         if isinstance(part, dict) and path not in ('job.config', 'job.seconds', 'job.versions'):
             for key in part: yield path, {k: v for k, v in part.items() if k != key}
@@ -373,6 +435,6 @@ def test_time_of_the_layouts():
 
 
 def test_the_published_schema_is_the_one_in_use():
-    "nbs/report-1.1.schema.json, made by tools/make_schema.py."
+    "nbs/report-1.2.schema.json, made by tools/make_schema.py."
     import make_schema
     assert make_schema.PATH.read_text(encoding='utf-8') == make_schema.schema_text(), 'run: python tools/make_schema.py'

@@ -19,14 +19,16 @@ from .errors import ConfigError
 # %% auto #0
 __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'NUMBERS',
            'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS',
-           'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MOST_NAME_BYTES', 'MAX_OUTPUT_SIZE', 'CONFIG_NAME', 'ACTING',
-           'option', 'StoppingCondition', 'SelectOptions', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml',
-           'lightly_defaults', 'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys',
-           'tidy_override', 'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value',
-           'check_group', 'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults',
-           'is_plain_name', 'datapool_faults', 'image_faults', 'step_faults', 'lightly_faults', 'check_config',
-           'is_folder', 'is_file', 'nearest_existing', 'given_files', 'check_paths', 'register', 'to_config',
-           'compose_config', 'count_cores', 'resolve', 'is_set', 'notices', 'config_yaml', 'parse_config']
+           'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MODEL_FAMILIES', 'RECIPES', 'LOGGERS', 'MOST_NAME_BYTES',
+           'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME', 'ACTING', 'NEVER_ACTING', 'option', 'StoppingCondition',
+           'SelectOptions', 'TrainOptions', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults',
+           'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override',
+           'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value', 'check_group',
+           'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults', 'is_plain_name',
+           'datapool_faults', 'image_faults', 'is_trained', 'step_faults', 'names_network', 'lightly_faults',
+           'check_config', 'is_folder', 'is_file', 'nearest_existing', 'given_files', 'check_paths', 'register',
+           'to_config', 'compose_config', 'count_cores', 'resolve', 'is_acting', 'is_set', 'notices', 'config_yaml',
+           'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -49,6 +51,14 @@ class StoppingCondition:
 class SelectOptions:
     "What the choice leaves out of account."
     outlier_share: float = option(0., 'share of the samples, the outermost, that is not selected from; 0. means none')
+
+@dataclass
+class TrainOptions:
+    "How a model is trained, beside the keys of lightly."
+    recipe: str = option('original', "'original': exactly lightly-ssl-train; 'modern': what the field uses today")
+    logger: str = option('csv', "'csv', 'tensorboard' or 'none': files in training/, for watching")
+    cache: bool = option(True, 'decode and shrink the images once, into a file in the run folder that is removed at the end')
+    cache_side: int = option(-1, 'shorter side of an image in that file in pixels, -1 means as much as training can use')
 
 @dataclass
 class Datapool:
@@ -120,8 +130,11 @@ class CurateConfig:
     output_image_format: str = option(
         'png', "format of the dumped images: 'png', 'jpg', 'webp', 'bmp', 'tiff' or 'original' (plain copies)")
     checkpoint: str = option('', 'checkpoint of a backbone, relative to shared_dir')
+    weights_dir: str = option('', "folder for downloaded weights, default: shared_dir/weights if there, else the user's cache")
+    allow_random_weights: bool = option(False, 'embed with an untrained backbone, for tests and comparisons')
     embeddings: str = option('', 'embeddings (.csv, .npy, .parquet) relative to shared_dir; nothing is embedded then')
-    enable_training: bool = option(False, 'train before embedding (not in this version)')
+    enable_training: bool = option(False, 'train before embedding')
+    train: TrainOptions = field(default_factory=TrainOptions)
     normalize_embeddings: bool = option(True, 'scale the embeddings to unit length before selecting')
     method: str = option('coreset', "choose from 'coreset', 'threshold_cover', 'typical', 'random'")
     stopping_condition: StoppingCondition = field(default_factory=StoppingCondition)
@@ -239,7 +252,7 @@ def without_token(
     return kept
 
 # %% ../../nbs/00_core/01_config.ipynb #fe80d74c
-NUMBERS = {'stopping_condition.n_samples', 'memory_requirement_in_GB'}
+NUMBERS = {'stopping_condition.n_samples', 'memory_requirement_in_GB', 'lightly.model.width'}
 N_SAMPLES_WORDS = ('-1 (inactive), a share as a float above 0. and up to 1. (1. is all), or a count as a whole number '
                    'from 1 (1 is one image)')
 
@@ -368,6 +381,9 @@ EXCLUDE_FORMATS = ('.csv', '.parquet')
 MAX_INPUT_SIZE = 4096  # pixels; a batch of larger ones fits no memory
 MIN_INPUT_SIZE = 16  # pixels; a smaller picture is nothing after four halvings
 MODELS = ('auto', 'builtin', 'resnet-9', 'resnet-18', 'resnet-34', 'resnet-50', 'resnet-101', 'resnet-152')
+MODEL_FAMILIES = ('torchvision/', 'timm/')  # before a name of that library
+RECIPES = ('original', 'modern')
+LOGGERS = ('csv', 'tensorboard', 'none')
 
 def one_of(
     name: str,               # dotted key
@@ -481,6 +497,12 @@ def image_faults(
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #dfab1090
+def is_trained(
+    cfg: CurateConfig,  # configuration
+) -> bool:              # whether `train` is among the steps to be done now or was done in the same folder before
+    "Whether the weights of a run come from training in that run."
+    return cfg.enable_training or 'train' in cfg.steps
+
 def step_faults(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults
@@ -488,8 +510,8 @@ def step_faults(
     suffix = PurePosixPath(cfg.embeddings).suffix.lower()
     return [
         *[fault for o in cfg.steps for fault in one_of('steps', o, STEPS)],
-        *unless(not (cfg.enable_training and cfg.embeddings),
-                'enable_training and embeddings are both set; training is only '
+        *unless(not (is_trained(cfg) and cfg.embeddings),
+                'enable_training (or the step train) and embeddings are both set; training is only '
                 'possible when no embeddings are passed, leave one out'),
         *unless(not (cfg.embeddings and cfg.checkpoint),
                 'checkpoint and embeddings are both set; embeddings are already made, leave one out'),
@@ -498,18 +520,28 @@ def step_faults(
                 'leave steps out, or use steps=[select]'),
         *unless(not cfg.embeddings or suffix in EMBEDDING_FORMATS,
                 f'embeddings is {cfg.embeddings!r}, allowed is a file that ends in {", ".join(EMBEDDING_FORMATS)}'),
-        *unless(cfg.lightly['model']['name'] in ('auto', 'builtin') or bool(cfg.checkpoint or cfg.embeddings)
-                or cfg.enable_training,
-                f'lightly.model.name is {cfg.lightly["model"]["name"]!r}, for which no weights come with this package; '
-                'give its checkpoint=, or leave the key out for the built-in backbone'),
-        *unless(not cfg.enable_training and 'train' not in cfg.steps,
-                'training is not part of this version; train with lightly-ssl-train '
-                'and pass its checkpoint as checkpoint='),
+        *unless(not (cfg.allow_random_weights and (cfg.enable_training or cfg.checkpoint)),
+                'allow_random_weights is set, and so is enable_training or checkpoint, which give weights; '
+                'leave one out (training from random weights is lightly.pre_trained=False)'),
+        *one_of('train.recipe', cfg.train.recipe, RECIPES),
+        *one_of('train.logger', cfg.train.logger, LOGGERS),
+        *unless(cfg.train.cache_side == -1 or cfg.train.cache_side >= MIN_INPUT_SIZE,
+                f'train.cache_side is {cfg.train.cache_side}, allowed is -1 (as much as training can use) '
+                f'or a whole number of pixels from {MIN_INPUT_SIZE}'),
         *unless(not cfg.upload_dataset,
                 'upload_dataset is set, and handing over is not part of this version; use dump_dataset=True'),
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #563945a3
+PRECISIONS = ('32', '16', 'bf16')
+
+def names_network(
+    name: str,  # lightly.model.name
+) -> bool:      # whether there is such a network is found out when it is built
+    "Whether a name has the form of a network's name."
+    place, colon, own = name.rpartition(':')
+    return name in MODELS or bool(colon and place and own) or any(name.startswith(o) and name != o for o in MODEL_FAMILIES)
+
 def lightly_faults(
     keys: dict[str, Any],  # the tree below `lightly`
 ) -> list[str]:            # faults
@@ -518,10 +550,10 @@ def lightly_faults(
               'lightly.loader.num_workers': (keys['loader']['num_workers'], -1), 'lightly.seed': (keys['seed'], 0)}
     own = {'lightly.model.num_ftrs': (keys['model']['num_ftrs'], 1),
            'lightly.collate.input_size': (keys['collate']['input_size'], MIN_INPUT_SIZE)}
-    width = keys['model']['width']
+    width, name = keys['model']['width'], keys['model']['name']
     return [
-        *one_of('lightly.model.name', keys['model']['name'], MODELS),
-        *one_of('lightly.trainer.precision', str(keys['trainer']['precision']), ('32', '16')),
+        *([] if names_network(name) else one_of('lightly.model.name', name, (*MODELS, 'torchvision/NAME', 'timm/NAME', 'FILE.py:NAME'))),
+        *one_of('lightly.trainer.precision', str(keys['trainer']['precision']), PRECISIONS),
         *[fault for o, (value, low) in values.items()
           for fault in unless(is_whole(value) and value >= low,
                               f'{o} is {value}, allowed is a whole number from {low}')],
@@ -649,14 +681,23 @@ def resolve(
     "Configuration in which every derived value is decided."
     lightly = {**cfg.lightly, 'loader': dict(cfg.lightly['loader'])}
     if lightly['loader']['num_workers'] == -1: lightly['loader']['num_workers'] = count_cores()
-    implied = ['select', 'report'] if cfg.embeddings else ['embed', 'select', 'report']
+    training = ['train'] if is_trained(cfg) else []
+    implied = ['select', 'report'] if cfg.embeddings else [*training, 'embed', 'select', 'report']
     steps = [o for o in STEPS if o in (cfg.steps or implied)]
     directory = cfg.run_directory or time.strftime('%Y-%m-%d/%H-%M-%S', now)
-    return replace(cfg, lightly=lightly, steps=steps, run_directory=directory, token='')
+    return replace(cfg, lightly=lightly, steps=steps, run_directory=directory, token='', enable_training=bool(training))
 
 # %% ../../nbs/00_core/01_config.ipynb #ff9a754f
 ACTING = ('lightly.model.name', 'lightly.model.num_ftrs', 'lightly.model.width', 'lightly.collate.input_size',
           'lightly.loader.batch_size', 'lightly.loader.num_workers', 'lightly.trainer.precision', 'lightly.seed')
+NEVER_ACTING = 'lightly.environment_variable_names.'  # a run writes nothing into its environment
+
+def is_acting(
+    key: str,       # dotted key below lightly
+    trained: bool,  # from `is_trained`
+) -> bool:          # without training only those of `ACTING`
+    "Whether a key of lightly changes anything."
+    return key in ACTING or (trained and not key.startswith(NEVER_ACTING))
 
 def is_set(
     asked: StoppingCondition,  # as asked
@@ -681,8 +722,11 @@ def notices(
         changed = [o for o in ('keep_history', 'count_members') if getattr(cfg.datapool, o) != getattr(Datapool, o)]
         if changed: said.append(f'{" and ".join(f"datapool.{o}" for o in changed)} has no effect without datapool.name.')
     before = dict(leaves(lightly_defaults(), 'lightly'))
-    idle = [o for o, value in leaves(cfg.lightly, 'lightly') if o not in ACTING and before.get(o, ...) != value]
-    if idle: said.append(f'Nothing is trained, so {", ".join(idle)} has no effect.')
+    changed = [o for o, value in leaves(cfg.lightly, 'lightly') if before.get(o, ...) != value]
+    idle = [o for o in changed if not is_acting(o, is_trained(cfg))]
+    if not is_trained(cfg): idle += [f'train.{o}' for o, value in asdict(cfg.train).items() if value != getattr(TrainOptions, o)]
+    reason = 'A run writes nothing into its environment' if is_trained(cfg) else 'Nothing is trained'
+    if idle: said.append(f'{reason}, so {", ".join(idle)} has no effect.')
     now = dict(leaves(cfg.lightly, 'lightly'))
     of_all = ('lightly.seed', 'lightly.loader.num_workers')  # of the selection, and of dumping
     unused = [o for o in ACTING if cfg.embeddings and o not in of_all and before[o] != now[o]]

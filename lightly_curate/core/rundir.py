@@ -50,6 +50,10 @@ class RunState:
     @property
     def state_members(self) -> Path: return self.root/RUN_MARK/'members.npy'  # rows that were in it
     @property
+    def training_cache(self) -> Path: return self.root/RUN_MARK/'cache'       # shrunk images, removed after training
+    @property
+    def training_request(self) -> Path: return self.root/RUN_MARK/'training.pt'  # what the processes of several devices are given
+    @property
     def kernel_log(self) -> Path: return self.root/RUN_MARK/'kernel.log'
     @property
     def status(self) -> Path: return self.root/RUN_MARK/'status.json'
@@ -79,6 +83,8 @@ class RunDir(RunState):
     @property
     def selection_curve_csv(self) -> Path: return self.root/'data'/'selection_curve.csv'
     @property
+    def training_csv(self) -> Path: return self.root/'data'/'training.csv'
+    @property
     def samples_parquet(self) -> Path: return self.root/'data'/'samples.parquet'
     @property
     def sampled(self) -> Path: return self.root/'data'/'sampled'
@@ -95,6 +101,10 @@ class RunDir(RunState):
     @property
     def jobs(self) -> Path: return self.root/'jobs'
     @property
+    def training_logs(self) -> Path: return self.root/'training'
+    @property
+    def last_checkpoint(self) -> Path: return self.root/'last.ckpt'
+    @property
     def log(self) -> Path: return self.root/'log.txt'
     @property
     def removed_samples_csv(self) -> Path: return self.root/'removed_samples.csv'
@@ -104,5 +114,6 @@ class RunDir(RunState):
     def report_pdf(self) -> Path: return self.root/'report.pdf'
     @property
     def report_html(self) -> Path: return self.root/'report.html'
+    def checkpoint(self, epoch: int) -> Path: return self.root/f'lightly_epoch_{epoch}.ckpt'  # epoch from 0
     def plot(self, name: str) -> Path: return self.plots/f'{name}.png'  # name without suffix, e.g. 'scatter_pca'
     def job(self, name: str) -> Path: return self.jobs/f'{name}.ipynb'   # executed copy of a job notebook

@@ -5,18 +5,20 @@
 # %% ../../nbs/00_core/05_stages.ipynb #eda57999
 from __future__ import annotations
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from .config import CurateConfig, given_files, is_file, leaves
+from .config import CurateConfig, given_files, is_file, is_trained, leaves
 from .errors import ConfigError
 from .rundir import RunDir, replacing
 
 # %% auto #0
-__all__ = ['STAGES', 'given_file', 'pool_inputs', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'is_same', 'check_marks']
+__all__ = ['STAGES', 'given_file', 'pool_inputs', 'training_inputs', 'stage_inputs', 'Mark', 'write_mark', 'read_mark', 'is_same',
+           'check_marks']
 
 # %% ../../nbs/00_core/05_stages.ipynb #1c1a910e
-STAGES = ('scan', 'clean', 'embed', 'select', 'deliver', 'report')
+STAGES = ('scan', 'clean', 'train', 'embed', 'select', 'deliver', 'report')
 
 def given_file(
     cfg: CurateConfig,  # configuration
@@ -40,6 +42,17 @@ def pool_inputs(
     if not cfg.datapool.exclude: return own | {'datapool.exclude': ''}
     return own | given_file(cfg, 'datapool.exclude') | {'datapool.exclude_distance': cfg.datapool.exclude_distance}
 
+# %% ../../nbs/00_core/05_stages.ipynb #954b47dc
+def training_inputs(
+    cfg: CurateConfig,  # resolved configuration
+) -> dict[str, Any]:    # dotted key -> value, none without training
+    "What training is given: all keys of lightly but those that change only speed and what is printed."
+    if not is_trained(cfg): return {}
+    idle = ('lightly.loader.num_workers', 'lightly.summary_callback.', 'lightly.environment_variable_names.')
+    keys = {o: value for o, value in leaves(cfg.lightly, 'lightly') if not o.startswith(idle)}
+    own = {f'train.{o}': getattr(cfg.train, o) for o in ('recipe', 'cache', 'cache_side')}
+    return {**given_file(cfg, 'checkpoint'), **keys, **own}
+
 def stage_inputs(
     cfg: CurateConfig,         # resolved configuration
 ) -> dict[str, dict[str, Any]]:  # stage -> dotted key -> value
@@ -51,7 +64,9 @@ def stage_inputs(
         'scan': {'input_dir': str(Path(cfg.input_dir).absolute()), **source},
         'clean': {'enable_corruptness_check': cfg.enable_corruptness_check, 'max_image_pixels': cfg.max_image_pixels,
                   'remove_exact_duplicates': cfg.remove_exact_duplicates},
-        'embed': {**given_file(cfg, 'checkpoint'), 'lightly.trainer.precision': str(keys['trainer']['precision']),
+        'train': training_inputs(cfg),
+        'embed': {**given_file(cfg, 'checkpoint'), 'allow_random_weights': cfg.allow_random_weights,
+                  'lightly.trainer.precision': str(keys['trainer']['precision']),
                   'lightly.collate.input_size': keys['collate']['input_size'],
                   **{f'lightly.model.{o}': keys['model'][o] for o in ('name', 'num_ftrs', 'width')}},
         'select': {'method': cfg.method, 'normalize_embeddings': cfg.normalize_embeddings, 'lightly.seed': keys['seed'],
@@ -111,11 +126,13 @@ def is_same(
 def check_marks(
     run_dir: RunDir,     # run folder, may be new
     cfg: CurateConfig,   # resolved configuration
+    stages: Sequence[str] = STAGES,  # whose marks to look at
 ) -> None:
     "Refuse to go on in a folder whose finished stages were made with other values."
     differing: dict[str, str] = {}
-    for stage, given in stage_inputs(cfg).items():
-        mark = read_mark(run_dir, stage)
+    inputs = stage_inputs(cfg)
+    for stage in stages:
+        mark, given = read_mark(run_dir, stage), inputs[stage]
         if mark is None: continue
         for key in sorted(mark.given.keys() | given.keys()):
             before, now = mark.given.get(key), json.loads(json.dumps(given.get(key)))

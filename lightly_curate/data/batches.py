@@ -68,12 +68,13 @@ def load_batches(
     batch_size: int,                     # rows in a batch, at least 1; the last may have fewer
     n_workers: int,                      # threads; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    least_side: int = 0,                 # pixels; above 0 JPEGs may be decoded at a part of their size, see `open_image`
 ) -> Iterator[Batch]:                  # each row of `rows` in exactly one batch, read or failed
     "Read pictures ahead, batch by batch, in the order of `rows`."
     paths = samples['path']
     def read(row: int) -> np.ndarray | str:
         try:
-            return square_pixels(read_rgb(Path(input_dir)/paths[row], max_pixels), input_size)
+            return square_pixels(read_rgb(Path(input_dir)/paths[row], max_pixels, least_side), input_size)
         except UnreadableImage as error:
             return error.reason
     n_workers = max(1, n_workers)

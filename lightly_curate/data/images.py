@@ -22,8 +22,9 @@ from .scan import SIGNATURE_BYTES, has_image_signature
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_IMAGE_PIXELS', 'PILLOW_MODULES', 'QUIET', 'pixel_limit', 'ENDS_EARLY', 'HEIC_BRANDS', 'TURNS',
            'BIG_PIXELS', 'one_big_picture', 'STRIP_PIXELS', 'readable_formats', 'quiet_pillow', 'PixelLimit',
-           'UnreadableImage', 'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright', 'decode',
-           'first_bytes', 'open_image', 'to_8bit', 'to_rgb', 'read_rgb', 'content_hash', 'thumbnail']
+           'UnreadableImage', 'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright',
+           'choose_part', 'decode', 'first_bytes', 'open_image', 'to_8bit', 'to_rgb', 'read_rgb', 'content_hash',
+           'thumbnail']
 
 # %% ../../nbs/10_data/11_images.ipynb #3443055a
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'ICO', 'MPO')
@@ -143,18 +144,28 @@ def upright(
 BIG_PIXELS = 25_000_000  # pixels, 100 MB as Pillow holds them; larger pictures are decoded one at a time
 one_big_picture = threading.Lock()
 
+def choose_part(
+    image: Image.Image,  # opened, not yet decoded; told to decode a part of its size
+    least_side: int,     # as in `open_image`
+) -> tuple[int, int] | None:  # width, height without what is padding, None: whatever the decoder gives
+    "Have a JPEG decoded at the smallest part of its size that is large enough."
+    found = image.draft(None, (least_side, least_side)) if least_side else None
+    return None if found is None else (int(found[1][2]), int(found[1][3]))
+
 def decode(
     file: Path,       # a regular file
     max_pixels: int,  # pixels
+    least_side: int = 0,  # as in `open_image`
 ) -> Image.Image:     # whole and upright
     "Decode whatever the file holds, raising whatever the decoder raises."
     with file.open('rb') as stream, pixel_limit.at_least(max_pixels):
         with Image.open(stream, formats=readable_formats()) as image:
             n_pixels = image.width*image.height
             if n_pixels > max_pixels: raise UnreadableImage(too_many_pixels(n_pixels, max_pixels))
-            with one_big_picture if n_pixels > BIG_PIXELS else nullcontext():
+            size = choose_part(image, least_side)
+            with one_big_picture if image.width*image.height > BIG_PIXELS else nullcontext():
                 image.load()
-                return upright(image)
+                return upright(image if size in (None, image.size) else image.crop((0, 0, *size)))
 
 def first_bytes(
     path: Path,  # regular file
@@ -168,6 +179,7 @@ def first_bytes(
 def open_image(
     path: Path,                          # file
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused before they are decoded, pixels
+    least_side: int = 0,                 # pixels; above 0 a JPEG may be decoded at a part of its size, no side shorter than this
 ) -> Image.Image:                        # decoded to the last pixel, upright, in the mode of the file
     "Open a picture, or raise `UnreadableImage` with the reason."
     quiet_pillow()
@@ -178,7 +190,7 @@ def open_image(
         raise UnreadableImage(reason_of(error, path, max_pixels)) from None
     if not regular: raise UnreadableImage('not a regular file')
     try:
-        return decode(path, max_pixels)
+        return decode(path, max_pixels, least_side)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -214,9 +226,10 @@ def to_rgb(
 def read_rgb(
     path: Path,                          # file
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    least_side: int = 0,                 # as in `open_image`
 ) -> Image.Image:                        # RGB, upright
     "Open a picture as a model sees it, or raise `UnreadableImage`."
-    return to_rgb(open_image(path, max_pixels))
+    return to_rgb(open_image(path, max_pixels, least_side))
 
 # %% ../../nbs/10_data/11_images.ipynb #b32fb6e7
 STRIP_PIXELS = 250_000  # hashed at a time, about one megabyte

@@ -24,8 +24,8 @@ from .vectors import Vectors
 from ..learn.backbone import BUILTIN_SHA256, Backbone
 
 # %% auto #0
-__all__ = ['scale_pixels', 'choose_device', 'is_half', 'count_workers', 'one_torch_thread', 'embed_batch', 'run_batches',
-           'backbone_words', 'mark_failed', 'embed']
+__all__ = ['scale_pixels', 'choose_device', 'is_half', 'count_workers', 'one_torch_thread', 'embed_batch', 'least_side',
+           'run_batches', 'backbone_words', 'mark_failed', 'embed']
 
 # %% ../../nbs/40_embed/41_embed.ipynb #ae8c1b8f
 def scale_pixels(
@@ -83,6 +83,12 @@ def embed_batch(
     with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=half):
         return module(scale_pixels(batch.pixels, backbone, device)).float().cpu().numpy()
 
+def least_side(
+    backbone: Backbone,  # from `load_backbone`
+) -> int:                # pixels, 0: pictures are decoded whole
+    "Shortest side at which a JPEG may be decoded for a backbone."
+    return 2*backbone.input_size if backbone.name == 'builtin' else 0
+
 def run_batches(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64 rows to embed, at least one
@@ -99,7 +105,7 @@ def run_batches(
     module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
     emb, done, failed, waited_s, begun = [], [], {}, 0., time.perf_counter()
     def compute(batch: Batch) -> tuple[Batch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, half)
-    batches = load_batches(samples, rows, input_dir, backbone.input_size, batch_size, n_workers, max_pixels)
+    batches = load_batches(samples, rows, input_dir, backbone.input_size, batch_size, n_workers, max_pixels, least_side(backbone))
     steady = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with steady, one_torch_thread(), Progress('embedding', len(rows)) as progress:
         for batch, vectors in map_in_threads(compute, batches, n_compute, n_ahead=2*n_compute):

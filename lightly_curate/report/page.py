@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from ..core.config import ACTING, leaves
+from ..core.config import is_acting, leaves
 from ..core.errors import ReportError
 from ..core.rundir import RunDir
+from ..learn.collapse import read_spread
 from .plots import PARTS, plot_counts, png, side_by_side
-from .report import Report
+from .report import Report, doubt_training
 
 # %% auto #0
-__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'STEERED', 'KEPT_OUT', 'escaped',
-           'data_name', 'heading', 'spoken', 'counted', 'listing', 'not_available', 'summary', 'ending', 'table',
-           'key_numbers', 'rare_numbers', 'shown', 'looked_at', 'distance_table', 'listed', 'explain_cleaning',
+__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED', 'KEPT_OUT',
+           'escaped', 'data_name', 'heading', 'spoken', 'counted', 'listing', 'not_available', 'summary', 'ending',
+           'table', 'key_numbers', 'rare_numbers', 'shown', 'looked_at', 'distance_table', 'listed', 'explain_cleaning',
            'corrupt_files', 'duplicate_groups', 'folder_counts', 'digits', 'estimate', 'savings_table', 'stage_table',
-           'origin_table', 'typed', 'config_table', 'fenced', 'noticed', 'counts_bar', 'picture', 'wide_picture',
-           'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate',
-           'few_points', 'budget_table', 'about_sampling', 'how_many', 'about_pool', 'datapool_part', 'check_report']
+           'origin_table', 'typed', 'config_table', 'fenced', 'boxed', 'please_note', 'noticed', 'counts_bar',
+           'picture', 'wide_picture', 'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve',
+           'about_knee', 'about_certificate', 'few_points', 'budget_table', 'about_sampling', 'how_many',
+           'about_training', 'about_loss', 'warned', 'spread_table', 'about_spread', 'training_table', 'training_part',
+           'about_pool', 'datapool_part', 'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
 MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a name may hold any
@@ -295,7 +298,9 @@ def config_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each key
     "The configuration of the run."
-    shown = {k: v for k, v in leaves(report['job']['config']) if not k.startswith('lightly.') or k in ACTING}
+    config = report['job']['config']
+    trained = bool(config.get('enable_training')) or report['training'] is not None
+    shown = {k: v for k, v in leaves(config) if not k.startswith('lightly.') or is_acting(k, trained)}
     return pd.DataFrame({'Key': list(shown), 'Value': [typed(o) for o in shown.values()]})
 
 # %% ../../nbs/70_report/76_page.ipynb #9e897604
@@ -307,14 +312,28 @@ def fenced(
     fence = '`'*max(3, longest + 1)
     return f'{fence}text\n{text}\n{fence}'
 
+def boxed(
+    text: str,  # markdown
+) -> str:       # markdown: a box in the colour of a warning
+    "Text as a warning."
+    return '\n'.join(f'> {o}'.rstrip() for o in text.split('\n'))
+
+def please_note(
+    sentences: Sequence[str],  # any text
+) -> list[Any]:                # IPython objects to display, empty without sentences
+    "Sentences as a list."
+    from IPython.display import Markdown
+    lines = [f'* {escaped(o)}' for o in sentences]
+    return [Markdown('**Please note**\n\n' + '\n'.join(lines))] if lines else []
+
 def noticed(
     report: Report,  # what is in report.json
 ) -> list[Any]:      # IPython objects to display, empty without notices
-    "What the reader should know, as a list."
+    "What the reader should know: what makes the report doubtful in a box, the rest as a list."
     from IPython.display import Markdown
-    is_told = report['stopping']['ended_by'] == 'none'  # by `ending`
-    lines = [f'* {escaped(o)}' for o in report['notices'] if not (is_told and 'stopping condition' in o)]
-    return [Markdown('**Please note**\n\n' + '\n'.join(lines))] if lines else []
+    is_told, doubts = report['stopping']['ended_by'] == 'none', doubt_training(report['training'])  # told by `ending`
+    rest = [o for o in report['notices'] if o not in doubts and not (is_told and 'stopping condition' in o)]
+    return [*(Markdown(boxed(escaped(o))) for o in doubts), *please_note(rest)]
 
 # %% ../../nbs/70_report/76_page.ipynb #5c7f87c4
 def counts_bar(
@@ -511,6 +530,114 @@ def how_many(
             table(budget_table(report)), Markdown('\n\n'.join(o for o in more if o)),
             Markdown(fenced(f'lightly-curate select RUN n_samples={n}'))]
 
+# %% ../../nbs/70_report/76_page.ipynb #cf575b77
+def about_training(
+    report: Report,  # what is in report.json, with a training
+) -> str:            # markdown
+    "What was trained, from where, and for how long."
+    told = report['training']
+    start = f'from {escaped(told["start"])}'
+    if told['epochs'] == 0:
+        why = ' (`lightly.trainer.max_epochs=0`)' if told['epochs_asked'] == 0 else ', because no epoch was finished'
+        return f'**Nothing was trained**{why}. The training would have started {start}.'
+    asked = f' of the {told["epochs_asked"]:,} asked for' if told['epochs_asked'] > told['epochs'] else ''
+    text = f'The backbone *{escaped(told["name"])}* was trained on {counted(told["n_images"], "image")} of this run, ' \
+           f'without labels, for {counted(told["epochs"], "epoch")}{asked}, in {spoken(told["seconds"])}. ' \
+           f'It started {start}.'
+    if told['resumed_at'] is not None:
+        text += f' The training was stopped and went on with epoch {told["resumed_at"]:,}; epochs are counted from 0.'
+    if told['checkpoint'] and told['checkpoint'] in report['weights']['origin']:
+        text += f' The images were embedded with its best checkpoint, `{told["checkpoint"]}`.'
+    return text
+
+def about_loss(
+    report: Report,  # what is in report.json, with a training of at least one epoch
+) -> str:            # markdown
+    "Where the loss went, and what that says."
+    told = report['training']
+    loss, best = told['loss'], told['best_epoch']
+    text = '**Did it learn?**{} The loss says how hard it still is for the model to see that two views are of the same ' \
+           'image. Its value depends on the recipe and the size of a batch: compare it only with that of a training that ' \
+           'shares both.'
+    if best is None or loss[best] is None: return text.format('')
+    if len(loss) == 1: return text.format(f' After the only epoch the loss was {loss[0]:.4f}.')
+    first = f' from {loss[0]:.4f} in epoch 0' if loss[0] is not None and best > 0 else ''
+    answer = f' The loss went{first} to {loss[best]:.4f} in epoch {best:,}, the best.'
+    if best == 0: answer += ' It did not fall after that: training longer in this way will not help.'
+    if 0 < best == len(loss) - 1: answer += ' As that is the last, more epochs may help (`lightly.trainer.max_epochs`).'
+    return text.format(answer)
+
+# %% ../../nbs/70_report/76_page.ipynb #9a715b53
+LOST = 'For this run, distances mean little and the selection is hardly better than a random one. Until a training goes ' \
+    'well, run without `enable_training=True`: the images are then embedded with weights that were not changed here.'
+
+def warned(
+    report: Report,   # what is in report.json, with a training
+) -> list[Any]:       # IPython objects to display, none when all went well
+    "What went wrong, and what to do."
+    from IPython.display import Markdown
+    told, boxes = report['training'], []
+    if told['diverged_at'] is not None:
+        boxes.append(f'**The loss stopped being a finite number in epoch {told["diverged_at"]:,}.** What was learned after '
+                     'that is of no use. Lower the learning rate (`lightly.optimizer.lr`), and if `lightly.trainer.precision` '
+                     'is `16`, use `bf16` or `32`.')
+    if told['spread'] and told['spread']['is_collapsed']:
+        first, _, rest = read_spread(told['spread']).words(told['recipe']).partition(':')
+        boxes.append(f'**{escaped(first)}:**{escaped(rest)}\n\n{LOST}')
+    return [Markdown(boxed(o)) for o in boxes]
+
+# %% ../../nbs/70_report/76_page.ipynb #9272ea4f
+def spread_table(
+    report: Report,   # what is in report.json, with a training and a spread
+) -> pd.DataFrame:    # two lines
+    "How far apart the embeddings are, before the training and after."
+    told = report['training']['spread']
+    def line(what: str, key: str, form: str) -> dict[str, str]:
+        before, after = ('–' if told[o] is None else f'{told[o]:{form}}' for o in (f'{key}_before', key))
+        return {'': what, 'Before training': before, 'After': after}
+    return pd.DataFrame([line('Spread', 'std', '.3f'), line('Effective rank', 'rank', '.1f')])
+
+def about_spread(
+    report: Report,  # what is in report.json, with a training and a spread
+) -> str:            # markdown
+    "What the two numbers are, and the verdict when it is not in a box."
+    told = report['training']['spread']
+    verdict = '' if told['is_collapsed'] else f' {read_spread(told).words(report["training"]["recipe"])}'
+    return f'**Does the model still tell images apart?**{verdict} The *spread* is 0 when all embeddings point the same ' \
+           'way and 1 when they point everywhere alike; the *effective rank* is how many of the ' \
+           f'{counted(told["d"], "direction")} there are the differences between images take up. Both were measured on ' \
+           f'{counted(told["n"], "image")}. Neither says whether the embeddings suit a task better than before: that takes ' \
+           'labels, or a look at the pairs and maps of a run without training.'
+
+def training_table(
+    report: Report,   # what is in report.json, with a training
+) -> pd.DataFrame:    # a line for each fact
+    "How the training was done."
+    told = report['training']
+    speed, waited, kept = told['images_per_s'], told['wait_share'], told['cache_bytes']
+    facts = {'Recipe': told['recipe'], 'Steps': f'{told["steps"]:,}', 'Images in a batch': f'{told["batch_size"]:,}',
+             'Images per second': speed and digits(speed),
+             'Time spent waiting for images': None if waited is None else f'{waited:.1%}',
+             'Trained on': told['device'], 'Precision': told['precision'],
+             'Decoded images, kept on disk while it ran': f'{kept/1e6:,.1f} MB' if kept else None,
+             'Best checkpoint': told['checkpoint']}
+    return pd.DataFrame([{'Fact': k, 'Value': v} for k, v in facts.items() if v is not None])
+
+# %% ../../nbs/70_report/76_page.ipynb #81f1518c
+def training_part(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> list[Any]:       # IPython objects to display, empty without a training
+    "The training, with a heading of its own."
+    from IPython.display import Markdown
+    told = report['training']
+    if told is None: return []
+    parts: list[Any] = [Markdown(f'## Training\n\n{about_training(report)}'), *warned(report)]
+    if told['loss']: parts += [wide_picture(report, run_dir, 'training_loss'), Markdown(about_loss(report))]
+    if told['spread']: parts += [Markdown(about_spread(report)), table(spread_table(report))]
+    if told['epochs']: parts.append(table(training_table(report)))
+    return parts + please_note(told['notices'])
+
 # %% ../../nbs/70_report/76_page.ipynb #bba407cc
 STEERED = {'random': '', 'coreset': ' New images were chosen to be far from the members as well as from each other.'}
 
@@ -557,6 +684,8 @@ def check_report(
         'distances after are those of the sampled images': after['n_samples'] == counts['sampled'],
         'as many corrupt and duplicate files are listed as counted': report['corrupt']['n'] == counts['corrupt']
             and report['duplicates']['n_files'] == counts['duplicate'],
+        'as many losses as epochs': report['training'] is None
+            or len(report['training']['loss']) == report['training']['epochs'],
     }
     faults = [f'"{rule}" does not hold' for rule, holds in rules.items() if not holds]
     faults += [f'{o["file"]} is missing' for o in report['plots'] if not (run_dir.root/o['file']).is_file()]

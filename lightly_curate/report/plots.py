@@ -15,18 +15,19 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 from .stats import DistanceStats, NeighborStats
 from ..select.budget import SelectionCurve
 
 # %% auto #0
 __all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'WIDE_SIZE', 'NEIGHBOR_SIZE', 'DASHED',
-           'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS', 'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH',
-           'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled', 'new_axes', 'png', 'known_characters', 'printable',
-           'densities', 'height_range', 'label_lines', 'plot_distances', 'shares_below', 'plot_neighbors', 'map_axes',
-           'point_area', 'plot_selection', 'plot_labels', 'plot_pool', 'draw_random', 'mark_choice', 'plot_curve',
-           'framed', 'plot_pair', 'plot_counts', 'side_by_side']
+           'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS', 'LOSS_SIZE', 'LOG_FROM', 'N_DOTTED',
+           'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled', 'new_axes',
+           'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines', 'plot_distances',
+           'shares_below', 'plot_neighbors', 'map_axes', 'point_area', 'plot_selection', 'plot_labels', 'plot_pool',
+           'draw_random', 'mark_choice', 'plot_curve', 'mark_epochs', 'plot_loss', 'framed', 'plot_pair', 'plot_counts',
+           'side_by_side']
 
 # %% ../../nbs/70_report/72_plots.ipynb #35c982a4
 SIZE = (4.5, 3.1)  # width, height of a figure, inches
@@ -313,6 +314,55 @@ def plot_curve(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f'{n:,.0f}'))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.legend(loc='upper center', bbox_to_anchor=(.5, -.19), ncols=2, fontsize=9, handlelength=2.6)
+    return figure
+
+# %% ../../nbs/70_report/72_plots.ipynb #f2457f82
+LOSS_SIZE = (9.2, 2.7) # width, height, inches: the full width of a page
+LOG_FROM = 10.         # largest over smallest loss from which the axis is logarithmic
+N_DOTTED = 40          # epochs up to which each has a dot
+
+def mark_epochs(
+    axes: Axes,               # drawn into
+    loss: np.ndarray,         # (e,) float64, NaN where it is not a finite number
+    best_epoch: int | None,   # 0 to e-1, None: not known
+    resumed_at: int | None,   # 0 to e, None: done in one go
+) -> None:
+    "What is special about single epochs."
+    lost = np.flatnonzero(np.isnan(loss))
+    foot = {'transform': axes.get_xaxis_transform(), 'clip_on': False}
+    if len(lost):
+        axes.plot(lost, np.full(len(lost), .03), 'x', color=ORANGE, markersize=6, label='not a number', **foot)
+    if resumed_at is not None:
+        axes.axvline(resumed_at - .5, color=GREY, linewidth=1.1, linestyle=DOTTED, label='went on after a stop')
+    if best_epoch is not None and np.isfinite(loss[best_epoch]):
+        axes.plot(best_epoch, loss[best_epoch], 'o', color=INK, markersize=7, zorder=5,
+                  label=f'best checkpoint, epoch {best_epoch:,}')
+
+def plot_loss(
+    loss: np.ndarray,                # (e,) float64 training loss of each epoch, NaN where it is not a finite number
+    best_epoch: int | None = None,   # 0 to e-1, None: not known
+    resumed_at: int | None = None,   # first epoch after a stop, None: done in one go
+) -> Figure:                         # one panel
+    "Training loss by epoch."
+    known = loss[np.isfinite(loss)]
+    is_log = len(known) > 0 and known.min() > 0 and known.max() > LOG_FROM*known.min()
+    with styled():
+        figure = Figure(figsize=LOSS_SIZE, layout='constrained')
+        figure.get_layout_engine().set(w_pad=.08, h_pad=.06)
+        axes = figure.subplots()
+        axes.plot(loss, color=BLUE, linewidth=1.8, marker='o' if len(loss) <= N_DOTTED else '', markersize=4)
+        axes.set(xlabel='Epoch', ylabel='Training loss (log)' if is_log else 'Training loss',
+                 xlim=(-.6, len(loss) - .4), yscale='log' if is_log else 'linear')
+        if len(known) == 0: axes.set(yticks=[], ylim=(0, 1))
+        if is_log:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1., 2., 5.)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f'{n:,.0f}'))
+        axes.grid(True)
+        mark_epochs(axes, loss, best_epoch, resumed_at)
+        if axes.get_legend_handles_labels()[0]: axes.legend(loc='best')
     return figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #d4b16c6d

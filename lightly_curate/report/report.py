@@ -22,6 +22,7 @@ from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, thumbnail
 from ..embed.vectors import Vectors
+from ..learn.collapse import Condition
 from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_loss, plot_neighbors,
                                            plot_pair, plot_pool, plot_selection, png)
 from .project import Layout, pca, rows_to_draw, umap_layout
@@ -129,12 +130,13 @@ DATAPOOL = object_of('the growing set that the run added to', name=TEXT, members
     count_members={'type': 'boolean', 'description': 'n_samples counts the members'},
     keep_history={'type': 'boolean', 'description': 'the state before is kept'})
 
-# %% ../../nbs/70_report/73_report.ipynb #20a0a6a4
+# %% ../../nbs/70_report/73_report.ipynb #af0b2128
 SPREAD = object_of('how far the embeddings of the images are from being all alike, after the training and before it',
     n={**COUNT, 'description': 'images looked at'}, d={**COUNT, 'description': 'length of an embedding'},
     std={**MAYBE_NUMBER, 'description': 'of the directions; 0: all alike, 1: as far apart as can be'},
     rank={**MAYBE_NUMBER, 'description': 'effective rank of the covariance, 1 to d'},
     is_collapsed={'type': 'boolean', 'description': 'the embeddings tell too little about the images'},
+    condition={'enum': [o.value for o in Condition], 'description': 'the verdict, and of which kind a collapse is'},
     std_before=MAYBE_NUMBER, rank_before=MAYBE_NUMBER)
 TRAINING = object_of('training of the backbone before embedding', recipe=TEXT,
     start={**TEXT, 'description': 'where the weights were from at the start'}, name={**TEXT, 'description': 'backbone'},
@@ -567,14 +569,15 @@ def doubt_training(
     training: Report | None,  # as in `TRAINING`
 ) -> list[str]:               # sentences, none when all went well
     "Why the embeddings of a trained backbone should not be relied upon."
-    doubts = []
+    doubts: list[str] = []
     if training is None: return doubts
     if training['diverged_at'] is not None:
-        doubts.append(f'The training loss is not a finite number from epoch {training["diverged_at"]:,} on; '
+        doubts.append(f'The training loss stopped being a finite number in epoch {training["diverged_at"]:,}; '
                       'see the section Training.')
     if training['spread'] and training['spread']['is_collapsed']:
-        doubts.append('The model collapsed in training: its embeddings tell too little about the images, and so does '
-                      'what this report says about distances and about the selection; see the section Training.')
+        what = 'training diverged' if training['spread']['condition'] == Condition.DIVERGED.value else 'model collapsed'
+        doubts.append(f'The {what}: its embeddings tell too little about the images, and so does what this report '
+                      'says about distances and about the selection; see the section Training.')
     return doubts
 
 def find_notices(

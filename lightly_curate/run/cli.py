@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 from .. import __version__
-from ..core.config import (CONFIG_NAME, CurateConfig, check_config, check_override, check_overrides, check_paths,
+from ..core.config import (CONFIG_NAME, CurateConfig, check_override, check_overrides, check_paths,
                                         compose_config, help_text, leaves, register, tidy_override, to_config, without_token)
 from ..core.errors import ConfigError, CurateError
 from ..core.progress import draw, duration, read_status, tick_text
 from ..core.rundir import RunDir
+from ..core.training_keys import check_keys
 from .jobs import DISK_FAULTS, JobError, run_job
 from .start import Run, create_run, recut
 
@@ -99,7 +100,7 @@ def checked(
     known = dict(leaves(CurateConfig()))
     verdicts = [(o, check_override(o, known)) for o in words]
     cfg = compose_config([o for o, fault in verdicts if fault is None])
-    faults = [fault for _, fault in verdicts if fault] + check_config(cfg)
+    faults = [fault for _, fault in verdicts if fault] + check_keys(cfg)
     told = {o.partition('=')[0] for o, fault in verdicts if fault}  # their paths are not at fault as well
     if paths and not cfg.sanity_check: faults += [o for o in check_paths(cfg) if o.split(' is ')[0] not in told]
     if faults: raise ConfigError(faults)
@@ -134,7 +135,7 @@ def job_of(
     steps: Sequence[str],  # resolved steps
 ) -> str:                  # name of the job notebook
     "Which notebook does these steps."
-    return steps[0] if len(steps) == 1 and steps[0] in ('embed', 'select') else 'curate'
+    return steps[0] if len(steps) == 1 and steps[0] in ('train', 'embed', 'select') else 'curate'
 
 def stop(number: int, frame: object) -> None:
     "Treat SIGTERM (`docker stop`) as Ctrl-C, so that the job is ended too."

@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 from ..clean.duplicates import mark_duplicates, mark_equal_vectors
 from ..clean.integrity import check_integrity
-from ..core.config import CurateConfig, is_folder, notices
-from ..core.errors import EmbeddingsError, InputError
+from ..core.config import CurateConfig, is_file, is_folder, is_trained, notices
+from ..core.errors import ConfigError, EmbeddingsError, InputError
 from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
 from ..core.rundir import replacing
 from ..core.samples import (available, count_samples, load_samples, make_samples, result_order,
@@ -45,11 +45,12 @@ from ..select.select import curve_of, select
 # %% auto #0
 __all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
            'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'mark_given', 'scan_stage',
-           'clean_stage', 'given_weights', 'device_name', 'open_pool', 'backbone_request', 'weights_of', 'try_weights',
-           'embed_stage', 'as_selected', 'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members',
-           'select_stage', 'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'describe_job',
-           'origin_notice', 'stopping_facts', 'make_figures', 'report_stage', 'render', 'stages_to_do', 'watched',
-           'curate']
+           'clean_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request', 'trained_checkpoint',
+           'backbone_request', 'weights_of', 'will_train', 'try_weights', 'train_stage', 'embed_stage', 'as_selected',
+           'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members', 'select_stage',
+           'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'done_stages', 'describe_job',
+           'origin_notice', 'stopping_facts', 'training_facts', 'make_figures', 'report_stage', 'render',
+           'stages_to_do', 'watched', 'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
@@ -62,6 +63,9 @@ def outputs_of(
     made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json],
             'select': [files.state_pool, files.state_members] if run.cfg.datapool.name else [],
             'deliver': [*lists, files.removed_samples_csv, files.selected_embeddings_csv, files.samples_parquet]}
+    trained = read_mark(files, 'train')
+    if trained is not None and trained.result['checkpoint'] and read_mark(files, 'embed') is None:
+        made['train'] = [files.root/trained.result['checkpoint']]  # of no further use once the vectors are there
     chosen = read_mark(files, 'select')
     if chosen is not None and chosen.result.get('curve'): made['deliver'].append(files.selection_curve_csv)
     return [files.table(stage), *made.get(stage, [])]
@@ -73,6 +77,7 @@ def is_done(
     "Whether a stage need not be done again."
     return read_mark(run.dir, stage) is not None and all(o.is_file() for o in outputs_of(run, stage))
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #69552a3a
 TIME = '%Y-%m-%d %H:%M:%S'  # local time, as in the log
 Work = Callable[[], tuple[pd.DataFrame, dict[str, Any]]]
 
@@ -223,34 +228,82 @@ def open_pool(
     if not run.cfg.datapool.name: return None
     return read_pool(pool_files(Path(run.cfg.shared_dir), run.cfg.datapool.name))
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #bcaa4bf4
+def weights_request(
+    run: Run,            # run
+) -> dict[str, Any]:     # arguments that `load_backbone` and `start_backbone` have in common
+    "Which weights a run asks for, to embed with or to start training from."
+    cfg, model, beside = run.cfg, run.cfg.lightly['model'], Path(run.cfg.shared_dir)/'weights'
+    folder = Path(cfg.weights_dir) if cfg.weights_dir else beside if is_folder(beside) else None
+    place, _, own = model['name'].rpartition(':')
+    in_shared = Path(cfg.shared_dir)/place  # a file that makes an own network may lie beside its checkpoint
+    name = f'{in_shared}:{own}' if own and place.endswith('.py') and is_file(in_shared) else model['name']
+    return {'name': name, 'checkpoint': Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None,
+            'num_ftrs': model['num_ftrs'], 'width': model['width'],
+            'input_size': cfg.lightly['collate']['input_size'], 'weights_dir': folder}
+
+def trained_checkpoint(
+    run: Run,       # run
+) -> Path | None:   # None: nothing was trained, or not yet
+    "The checkpoint that training in this run has made."
+    mark = read_mark(run.dir, 'train') if is_trained(run.cfg) else None
+    return run.dir.root/mark.result['checkpoint'] if mark is not None and mark.result['checkpoint'] else None
+
 def backbone_request(
     run: Run,                # run
     pool: Datapool | None,   # as read, None: none was asked for
 ) -> dict[str, Any]:         # arguments of `load_backbone`
     "What a run asks of `load_backbone`."
-    cfg, model = run.cfg, run.cfg.lightly['model']
-    own = Path(cfg.shared_dir)/cfg.checkpoint if cfg.checkpoint else None
-    if own is None and pool is not None:
+    cfg, asked, trained = run.cfg, weights_request(run), trained_checkpoint(run)
+    if trained is not None: return {**asked, 'checkpoint': trained}
+    if asked['checkpoint'] is None and pool is not None:
         own = pool_checkpoint(pool_files(Path(cfg.shared_dir), cfg.datapool.name or ''), pool)
         if own is not None: logger.info('embedding with the checkpoint of the datapool %s', cfg.datapool.name)
-    return {'name': model['name'], 'checkpoint': own,
-            'num_ftrs': model['num_ftrs'], 'width': model['width'], 'input_size': cfg.lightly['collate']['input_size']}
+        asked['checkpoint'] = own
+    return {**asked, 'allow_random_weights': cfg.allow_random_weights}
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #e6b478e5
 def weights_of(
     backbone: Any,        # from `load_backbone`
 ) -> dict[str, Any]:      # as in report.json
     "What is known about a backbone."
     return {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
 
+def will_train(
+    run: Run,   # run
+) -> bool:      # False also when it is done, or when there is nothing to train
+    "Whether there is training ahead."
+    return is_trained(run.cfg) and not is_done(run, 'train') and run.cfg.lightly['trainer']['max_epochs'] > 0
+
 def try_weights(
     run: Run,                # run
     pool: Datapool | None,   # as read, None: none was asked for
 ) -> None:
     "Load the weights once, so that those that do not fit are found out before the images are read."
-    from lightly_curate.learn.backbone import load_backbone
-    cfg, backbone = run.cfg, load_backbone(**backbone_request(run, pool))
+    from lightly_curate.learn.backbone import load_backbone, start_backbone
+    cfg = run.cfg
+    if will_train(run):
+        if pool is not None and len(pool):
+            raise ConfigError([f'enable_training is set, and the datapool {cfg.datapool.name!r} holds {counted(len(pool), "member")} whose '
+                               'vectors are of another model; leave enable_training out and the checkpoint of the pool is used, '
+                               'or give the name of a new pool'])
+        start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
+        return
+    backbone = load_backbone(**backbone_request(run, pool))
     if pool is not None: check_weights(pool, weights_of(backbone), cfg.datapool.name or '')
     if cfg.datapool.exclude: held_out(Path(cfg.shared_dir)/cfg.datapool.exclude, backbone.n_features)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #f75eae96
+def train_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
+    "Train on every available sample."
+    from lightly_curate.learn.backbone import start_backbone
+    from lightly_curate.learn.train import train
+    cfg, samples = run.cfg, table_after(run, 'clean')
+    start, said = start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
+    done = train(samples, start, Path(cfg.input_dir), cfg.lightly, cfg.train, run.dir, cfg.max_image_pixels, said)
+    return samples, done.to_json()
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #04e89e71
 def embed_stage(
@@ -432,12 +485,18 @@ def command(
     "The command that repeats a run, or that chose again from one."
     return shlex.join(['lightly-curate', *yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))])
 
+def done_stages(
+    run: Run,      # run
+) -> list[str]:    # in order
+    "Stages whose results a report tells of."
+    return [o for o in STAGES if o != 'report' and (o != 'train' or is_trained(run.cfg))]
+
 def describe_job(
     run: Run,        # run
     report_s: float, # seconds the report has taken so far
 ) -> dict[str, Any]: # what, when, where, how long
     "Facts about how the result came about."
-    marks = [finished_mark(run, o) for o in STAGES[:-1]]
+    marks = [finished_mark(run, o) for o in done_stages(run)]
     seconds = {o.stage: round(o.seconds, 3) for o in marks} | {'report': round(report_s, 3)}
     device = finished_mark(run, 'embed').result['device']
     return {'command': command(run), 'source': 'embeddings' if run.cfg.embeddings else 'images',
@@ -462,6 +521,12 @@ def stopping_facts(
     return {'method': cfg.method, 'asked': asdict(cfg.stopping_condition), 'outlier_share': cfg.select.outlier_share,
             'n_samples': done['n_target'], 'ended_by': done['ended_by']}
 
+def training_facts(
+    run: Run,                 # run
+) -> dict[str, Any] | None:   # as `learn.train` tells it, with its own notices; None: not trained
+    "What was trained."
+    return finished_mark(run, 'train').result if is_trained(run.cfg) else None
+
 def make_figures(
     run: Run,                        # run
     samples: pd.DataFrame,           # sample table after selection
@@ -475,7 +540,9 @@ def make_figures(
     counts = count_samples(samples)
     n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
     has_pool = bool(pool is not None and len(pool))
-    n_parts = 4 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True)
+    told = training_facts(run)
+    n_parts = 4 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True,
+                            has_training=bool(told and told['loss']))
     with Progress('reporting', n_parts, 'parts') as progress:
         x = [vectors.of(o).emb for o in (available(samples), result_order(samples))]
         before = pairwise_stats(x[0], max_bytes, seed)
@@ -486,7 +553,7 @@ def make_figures(
         progress.advance(2)
         before, after = with_exact_min(before, neighbors[0]), with_exact_min(after, neighbors[1])
         made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
-                           progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors)
+                           progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told)
     return before, after, neighbors, made
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #295e4c60
@@ -495,17 +562,17 @@ def report_stage(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Statistics, plots and report.json."
     cfg, samples, begun = run.cfg, table_after(run, 'deliver'), time.perf_counter()
-    facts = {o: finished_mark(run, o).result for o in ('scan', 'embed', 'select', 'deliver')}
+    facts = {o: finished_mark(run, o).result for o in done_stages(run)}
     told = facts['select']['curve']
     curve = SelectionCurve.from_json(told) if told else None
     before, after, neighbors, made = make_figures(run, samples, curve)
     saved = savings(count_samples(samples)['removed'], asdict(cfg.savings.usd_per_image),
                     asdict(cfg.savings.kg_co2_per_image))
-    said = [*origin_notice(run), *notices(cfg), *(o for part in facts.values() for o in part.get('notices', []))]
+    said = [*origin_notice(run), *notices(cfg), *(o for stage, part in facts.items() if stage != 'train' for o in part.get('notices', []))]
     job = describe_job(run, time.perf_counter() - begun)
     for page in (run.dir.report_pdf, run.dir.report_html): page.unlink(missing_ok=True)  # of an earlier report.json
     report = build_report(samples, job, stopping_facts(run), facts['embed']['weights'], before, after, saved, made, said,
-                          curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'])
+                          curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'], training=training_facts(run))
     write_report(report, run.dir.report_json)
     return samples, {}
 
@@ -524,16 +591,16 @@ def render(
     logger.info('report.pdf and report.html: done in %.1f s', time.perf_counter() - begun)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #3cc3955c
-WORK = {'scan': scan_stage, 'clean': clean_stage, 'embed': embed_stage, 'select': select_stage,
+WORK = {'scan': scan_stage, 'clean': clean_stage, 'train': train_stage, 'embed': embed_stage, 'select': select_stage,
         'deliver': deliver_stage, 'report': report_stage}
-STAGES_OF = {'embed': ('scan', 'clean', 'embed'), 'select': ('select', 'deliver'), 'report': ('report',)}
+STAGES_OF = {'train': ('scan', 'clean', 'train'), 'embed': ('scan', 'clean', 'embed'), 'select': ('select', 'deliver'), 'report': ('report',)}
 
 def stages_to_do(
     cfg: CurateConfig,  # resolved configuration
 ) -> list[str]:         # in order
     "Stages that the steps of a configuration consist of."
     given = ('scan', 'clean', 'embed') if cfg.embeddings else ()
-    return [*given, *(stage for step in cfg.steps for stage in STAGES_OF[step])]
+    return list(dict.fromkeys([*given, *(stage for step in cfg.steps for stage in STAGES_OF[step])]))
 
 @contextmanager
 def watched(
@@ -553,8 +620,8 @@ def curate(
     with watched(run):
         for sentence in notices(run.cfg): logger.info(sentence)
         left = {o for o in todo if not is_done(run, o)}
-        pool = open_pool(run) if left & {'embed', 'select'} else None  # what is wrong with it is told at once
-        if 'embed' in left and not run.cfg.embeddings: try_weights(run, pool)
+        pool = open_pool(run) if left & {'train', 'embed', 'select'} else None  # what is wrong with it is told at once
+        if left & {'train', 'embed'} and not run.cfg.embeddings: try_weights(run, pool)
         for stage in todo: run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
     return table_after(run, todo[-1])

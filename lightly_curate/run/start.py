@@ -9,21 +9,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 import yaml
-from ..core.config import (CurateConfig, StoppingCondition, check_config, check_overrides, check_paths,
-                                        compose_config, config_yaml, leaves, parse_config, resolve, tidy_override,
-                                        without_token)
+from ..core.config import (CurateConfig, StoppingCondition, check_overrides, check_paths,
+                                        compose_config, config_yaml, is_trained, leaves, parse_config, resolve,
+                                        tidy_override, without_token)
 from ..core.errors import ConfigError, InputError, OutputError
 from ..core.rundir import RunDir, replacing
-from ..core.stages import check_marks, read_mark
+from ..core.stages import STAGES, check_marks, read_mark
+from ..core.training_keys import check_keys
 
 # %% auto #0
 __all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'Run', 'check_steps', 'write_run', 'create_run', 'open_run', 'cut_words',
-           'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'pool_files_of', 'check_same_source',
-           'link', 'check_pool', 'recut']
+           'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'taken_pairs', 'pool_files_of',
+           'check_same_source', 'link', 'check_pool', 'recut']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def check_steps(
     cfg: CurateConfig,   # resolved configuration
 ) -> None:
     "Refuse steps whose predecessor is neither asked for nor finished."
-    for step, stage, made_by in (('select', 'embed', 'embed'), ('report', 'deliver', 'select')):
+    needs = [('select', 'embed', 'embed'), ('report', 'deliver', 'select')]
+    if is_trained(cfg): needs.append(('embed', 'train', 'train'))
+    for step, stage, made_by in needs:
         if step not in cfg.steps or made_by in cfg.steps or (step == 'select' and cfg.embeddings): continue
         if read_mark(run_dir, stage) is None:
             raise ConfigError([f'steps is [{",".join(cfg.steps)}], and the run folder {run_dir.root} holds '
@@ -68,7 +71,7 @@ def create_run(
     hydra: str = '{}\n',        # Hydra's own configuration as YAML, from the command line
 ) -> Run:                       # with its configuration on disk
     "Check a configuration and give it a folder; all faults are raised together."
-    faults = check_config(cfg) + check_paths(cfg)
+    faults = check_keys(cfg) + check_paths(cfg)
     if faults: raise ConfigError(faults)
     cfg = resolve(cfg, time.localtime())
     run_dir = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
@@ -144,7 +147,7 @@ def cut_config(
     cfg = parse_config(yaml.safe_dump(keys, allow_unicode=True))
     early = [o for o in cfg.steps if o not in ('select', 'report')]
     if early: raise ConfigError([f'steps holds {", ".join(early)}, allowed are select and report, which is done again'])
-    faults = check_config(cfg)
+    faults = check_keys(cfg)
     if faults: raise ConfigError(faults)
     return cfg
 
@@ -181,20 +184,29 @@ def embedded_run(
         raise InputError(f'{run_dir!r} is no folder of a run (it holds no config/config.yaml and {files.state.name}); '
                          'give the run folder that an earlier run has printed')
     mark, scanned = read_mark(files, 'embed'), read_mark(files, 'scan')
-    lost = [o.relative_to(files.root).as_posix() for o in taken_over(files) if not o.is_file()]
+    cfg = parse_config(files.config_yaml.read_text(encoding='utf-8'))
+    lost = [o.relative_to(files.root).as_posix() for o in taken_over(files, cfg.enable_training) if not o.is_file()]
     if mark is None or scanned is None or lost:
         raise InputError(f'the run {run_dir!r} has not finished embed ({", ".join(lost)} missing); '
                          'go on with that run first, by its own command')
-    cfg = parse_config(files.config_yaml.read_text(encoding='utf-8'))
     return Run(replace(cfg, input_dir=scanned.given['input_dir']), files)
 
 def taken_over(
     run_dir: RunDir,   # a run
+    trained: bool,     # whether its weights come from training in that run
 ) -> list[Path]:       # files, the mark by which all is known to be there last
     "What a new choice needs of a finished run."
-    tables = [run_dir.table(o) for o in ('scan', 'clean', 'embed')]
-    marks = [run_dir.mark(o) for o in ('scan', 'clean', 'embed')]
+    stages = [o for o in ('scan', 'clean', 'train', 'embed') if o != 'train' or trained]
+    tables, marks = [run_dir.table(o) for o in stages], [run_dir.mark(o) for o in stages]
     return [*tables, run_dir.state_embeddings, run_dir.state_rows, run_dir.embeddings_csv, *marks]
+
+def taken_pairs(
+    old: Run,          # to choose from
+    files: RunDir,     # folder of the new choice
+) -> Iterator[tuple[Path, Path]]:  # file, its place there
+    "What is taken over, and where to."
+    trained = old.cfg.enable_training
+    return zip(taken_over(old.dir, trained), taken_over(files, trained), strict=True)
 
 def pool_files_of(
     run_dir: RunDir,   # a run
@@ -202,12 +214,13 @@ def pool_files_of(
     "What a new choice needs to know of the datapool."
     return [run_dir.state_pool, run_dir.state_members]
 
+# %% ../../nbs/80_run/80_start.ipynb #ced106be
 def check_same_source(
     old: Run,          # to choose from
     files: RunDir,     # folder of the new choice, may be new
 ) -> None:
     "Refuse to go on in a folder whose vectors come from an earlier run of the same name."
-    for source, target in zip(taken_over(old.dir), taken_over(files), strict=True):
+    for source, target in taken_pairs(old, files):
         is_mark = source.suffix == '.json'
         if is_mark and target.is_file() and target.read_bytes() != source.read_bytes():
             raise ConfigError([f'the folder {files.root} was chosen from an earlier state of {old.dir.root}, '
@@ -254,11 +267,12 @@ def recut(
     files = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
     if files.root == old.dir.root:
         raise ConfigError([f'run_directory is {cfg.run_directory!r}, which is the run to choose from; give another name'])
-    check_marks(files, cfg)
+    check_marks(files, cfg, STAGES[STAGES.index('select'):])  # those before are linked, and their keys stay as they were
     check_same_source(old, files)
     keeps_pool = not cfg.datapool.name and (old.dir.state_pool.is_file() or bool(old.cfg.datapool.name))
     if keeps_pool: check_pool(old, cfg)
     new = write_run(files, cfg, ['select', str(old.dir.root), *overrides])
-    for kind in (pool_files_of, taken_over) if keeps_pool else (taken_over,):
-        for source, target in zip(kind(old.dir), kind(files), strict=True): link(source, target)
+    if keeps_pool:
+        for source, target in zip(pool_files_of(old.dir), pool_files_of(files), strict=True): link(source, target)
+    for source, target in taken_pairs(old, files): link(source, target)
     return new
