@@ -148,4 +148,4 @@ def test_commands_of_the_manual(work, sample_folder):
     told = [json.loads(o.report_json.read_text())['training'] for o in (first, second, third)]
     assert [o['name'] for o in told] == ['builtin', 'builtin', 'resnet-101']
     assert 'lightly_epoch_99.ckpt' in told[1]['start'] and told[2]['precision'] == 'bf16-mixed'
-    assert any('trained from scratch' in o for o in told[2]['notices']), told[2]['notices']
+    assert any('starts from scratch' in o for o in told[2]['notices']), told[2]['notices']
