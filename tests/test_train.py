@@ -284,9 +284,9 @@ def test_a_recipe_is_told_how_much_is_done(sample_folder, tmp_path, monkeypatch)
 
 def test_the_optimizer_is_made_for_all_images_of_a_step(sample_folder, tmp_path, monkeypatch):
     asked, build = [], learn.build_optimizer
-    def spy(recipe, model, lightly, n_steps, n_images):
-        asked.append((n_steps, n_images))
-        return build(recipe, model, lightly, n_steps, n_images)
+    def spy(recipe, model, lightly, n_steps, n_images, start_is_pretrained):
+        asked.append((n_steps, n_images, start_is_pretrained))
+        return build(recipe, model, lightly, n_steps, n_images, start_is_pretrained)
     monkeypatch.setattr(learn, 'build_optimizer', spy)
     training.train(sample_folder, tmp_path, training.keys(4, 6, accumulate_grad_batches=2))
-    assert asked == [(8, 12)]
+    assert asked == [(8, 12, False)]
