@@ -21,6 +21,13 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    "Small networks have nothing to share."
+    from lightly_curate.embed.embed import one_torch_thread
+    with one_torch_thread(): yield
+
+
 @pytest.fixture(scope='session')
 def sample_folder(tmp_path_factory) -> Path:
     "A small folder of our own sample images, made once: crops, a pan, planted duplicates, a broken file. Read only."

@@ -12,7 +12,8 @@ import pytest
 
 from lightly_curate.core.errors import OutputError
 from lightly_curate.embed.embedding_csv import write_embeddings
-from lightly_curate.select.datapool import (NOISE, Datapool, PoolUpdate, file_digest, find_members, pool_files, read_pool,
+from lightly_curate.learn.downloads import sha256_of
+from lightly_curate.select.datapool import (NOISE, Datapool, PoolUpdate, find_members, pool_files, read_pool,
                                             update_pool)
 
 WEIGHTS = {'origin': 'built-in weights', 'sha256': 'a1', 'name': 'builtin', 'n_features': 2, 'input_size': 64}
@@ -61,7 +62,7 @@ for k in range(8):
         for k in range(8): assert pool.emb[place[f'{who}-{k}.jpg']].tolist() == [ord(who), k]
     assert [o.n_total for o in pool.updates] == np.cumsum([o.n_added for o in pool.updates]).tolist()
     archived = sorted(files.history.iterdir())
-    assert [file_digest(o) for o in archived] == [o.state for o in pool.updates[:-1]]
+    assert [sha256_of(o) for o in archived] == [o.state for o in pool.updates[:-1]]
     assert [int(o.name.split('_')[1]) for o in archived] == list(range(1, 24))
 
 
@@ -106,7 +107,7 @@ update_pool(files, 'run', ['2.jpg'], np.array([[2, 2]], dtype=np.float32), [0], 
     files.root.mkdir()
     write_embeddings(files.embeddings, ['1.jpg'], np.array([[1, 1]], dtype=np.float32), [0])
     files.checkpoint.write_bytes(b'weights')
-    weights, before = {**WEIGHTS, 'sha256': file_digest(files.checkpoint)}, read_pool(files)
+    weights, before = {**WEIGHTS, 'sha256': sha256_of(files.checkpoint)}, read_pool(files)
     killed = start(tmp_path, 'import json' + script, str(step), json.dumps(weights))
     killed.communicate(timeout=120)
     assert killed.returncode == (-signal.SIGKILL if step < 4 else 0), 'history, new CSV, facts, CSV in its place'

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import training
 
 from lightly_curate.core.errors import CurateError
@@ -23,12 +22,7 @@ TWO = {'accelerator': 'cpu', 'devices': 2}
 LOSS, WEIGHT = 1e-4, 5e-3  # tolerances in float32 after two epochs: relative; absolute, of weights that go up to 1
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def processes(root: Path) -> list[int]:

@@ -22,12 +22,7 @@ from lightly_curate.learn.backbone import load_backbone
 ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -1,10 +1,8 @@
 "Training from the command line, as a user runs it."
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,22 +15,12 @@ from lightly_curate.core.rundir import RunDir
 from lightly_curate.core.stages import read_mark
 from lightly_curate.embed.embedding_csv import read_embeddings
 from lightly_curate.report.report import REPORT_SCHEMA
+from test_flow import COMMAND, curate, finish
 
 pytestmark = pytest.mark.smoke
-COMMAND = Path(sys.executable).with_name('lightly-curate')
 SMALL = ['lightly.model.name=resnet-9', 'lightly.model.width=0.125', 'lightly.model.num_ftrs=16', 'lightly.collate.input_size=32',
          'lightly.pre_trained=False', 'lightly.loader.batch_size=16']
 ONE_EPOCH = [*SMALL, 'lightly.trainer.max_epochs=1']
-
-
-def curate(*words, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, cwd=cwd)
-
-
-def finish(*words, cwd) -> RunDir:
-    answer = curate(*words, cwd=cwd)
-    assert answer.returncode == 0, answer.stderr
-    return RunDir(Path(re.search(r'run folder (.*)', answer.stderr)[1]))
 
 
 @pytest.fixture(scope='module')

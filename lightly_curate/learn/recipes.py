@@ -30,7 +30,7 @@ __all__ = ['MODERN', 'SGD_ONLY', 'HEAD', 'ROUGH', 'Recipe', 'to_recipe', 'call_w
 class Recipe(Enum):
     "A way to train without labels."
     ORIGINAL = 'original'  # what lightly-ssl-train does
-    MODERN = 'modern'      # what did best at equal computing time
+    MODERN = 'modern'      # gentle with weights that are trained already
 
 def to_recipe(
     name: str | Recipe,  # as in train.recipe

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib
 import inspect
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,7 +191,9 @@ class EpochSampler(Sampler):
         if self.drop_last: return order[:self.n - self.n % (self.batch_size*self.world_size)]
         return np.concatenate([order, np.resize(order, -self.n % self.world_size)])
 
-    def __len__(self) -> int: return len(self.order())//self.world_size
+    def __len__(self) -> int:
+        n_left = self.n % (self.batch_size*self.world_size)
+        return (self.n - n_left)//self.world_size if self.drop_last else math.ceil(self.n/self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for i in self.order()[self.rank::self.world_size]: yield self.epoch, int(i)

@@ -31,6 +31,7 @@ from ..deliver.export import (write_available_embeddings, write_filename_lists, 
                                            write_selected_embeddings)
 from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
 from ..embed.vectors import Vectors, normalize
+from ..learn.downloads import sha256_of
 from ..report.report import (Illustrations, build_report, describe_machine, installed_versions, n_figures,
                                           write_plots, write_report)
 from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
@@ -38,7 +39,7 @@ from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwi
 from .jobs import run_job
 from .start import Run
 from ..select.budget import SelectionCurve
-from ..select.datapool import (GIVEN, Datapool, check_weights, file_digest, find_members, held_out,
+from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, held_out,
                                             mark_excluded, mark_members, pool_checkpoint, pool_files, read_pool, update_pool)
 from ..select.select import curve_of, select
 
@@ -213,7 +214,7 @@ def given_weights(
     n_features: int,    # length d of an embedding
 ) -> dict[str, Any]:    # as in report.json
     "What is known about the backbone when the embeddings were given."
-    return {'origin': f'{GIVEN}: {path.name}', 'sha256': file_digest(path), 'name': 'unknown', 'n_features': n_features, 'input_size': None}
+    return {'origin': f'{GIVEN}: {path.name}', 'sha256': sha256_of(path), 'name': 'unknown', 'n_features': n_features, 'input_size': None}
 
 def device_name() -> str:  # 'cpu' or 'cuda: NVIDIA ...'
     "Where the backbone runs."

@@ -25,12 +25,13 @@ from ..core.samples import available, with_columns
 from ..data.scan import counted
 from ..embed.embedding_csv import EmbeddingTable, read_embeddings, write_embeddings
 from ..embed.vectors import Vectors
+from ..learn.downloads import sha256_of
 from .distances import distances_of_pairs, nearest
 
 # %% auto #0
 __all__ = ['LOCK_WAIT_S', 'SCHEMA', 'WEIGHTS', 'EMPTY', 'GIVEN', 'NOISE', 'TIME', 'PoolFiles', 'pool_files', 'locked',
-           'PoolUpdate', 'Datapool', 'file_digest', 'read_facts', 'outside_weights', 'load_pool', 'read_pool',
-           'are_known', 'weights_text', 'check_weights', 'pool_checkpoint', 'Members', 'same_pictures', 'find_members',
+           'PoolUpdate', 'Datapool', 'read_facts', 'outside_weights', 'load_pool', 'read_pool', 'are_known',
+           'weights_text', 'check_weights', 'pool_checkpoint', 'Members', 'same_pictures', 'find_members',
            'mark_members', 'archive', 'keep_checkpoint', 'write_pool', 'remove_leftovers', 'PoolChange', 'update_id',
            'free_names', 'as_found', 'merged', 'change_notices', 'update_pool', 'held_out', 'find_near',
            'mark_excluded']
@@ -123,12 +124,6 @@ class Datapool:
 EMPTY = Datapool([], np.zeros((0, 0), dtype=np.float32), np.zeros(0, dtype=np.int64), None, (), '')
 
 # %% ../../nbs/50_select/59_datapool.ipynb #b016f27f
-def file_digest(
-    path: Path,  # file
-) -> str:        # sha256, hex
-    "Digest of a file."
-    with path.open('rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
-
 def read_facts(
     files: PoolFiles,  # of the pool
 ) -> tuple[dict[str, Any] | None, tuple[PoolUpdate, ...]]:  # weights; updates, oldest first; None, () if not there
@@ -151,7 +146,7 @@ def outside_weights(
 ) -> dict[str, Any] | None:  # None: not known
     "Weights of a pool that another program made, by the checkpoint beside it."
     if not files.checkpoint.is_file(): return None
-    return {'origin': files.checkpoint.name, 'sha256': file_digest(files.checkpoint), 'name': 'unknown',
+    return {'origin': files.checkpoint.name, 'sha256': sha256_of(files.checkpoint), 'name': 'unknown',
             'n_features': n_features, 'input_size': None}
 
 def load_pool(
@@ -167,7 +162,7 @@ def load_pool(
         raise EmbeddingsError(f'{files.facts} tells of {len(updates)} updates and {files.embeddings.name} is not '
                               'there, needed are both; copy the newest file of history/ to its place, or give another '
                               'datapool.name')
-    state = file_digest(files.embeddings)
+    state = sha256_of(files.embeddings)
     matching = [i for i, o in enumerate(updates) if o.state == state]
     if updates and not matching:
         raise EmbeddingsError(f'{files.embeddings} was changed or damaged since it was written (sha256 '
@@ -301,7 +296,7 @@ def archive(
     "Copy the present state to the history, once."
     named = ((re.fullmatch(r'datapool_(\d+)_.*\.csv', o.name), o) for o in files.history.glob('*'))
     number, newest = max(((int(found[1]), o) for found, o in named if found), default=(0, None))
-    if newest is not None and file_digest(newest) == state: return newest
+    if newest is not None and sha256_of(newest) == state: return newest
     path = files.history/f'datapool_{number + 1:06}_{time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())}.csv'
     with replacing(path) as temporary: shutil.copyfile(files.embeddings, temporary)
     return path
@@ -314,14 +309,14 @@ def keep_checkpoint(
 ) -> None:
     "Copy the checkpoint into a pool that has none; another one in an empty pool moves to the history."
     if not len(pool) and files.checkpoint.is_file():
-        digest = file_digest(files.checkpoint)
+        digest = sha256_of(files.checkpoint)
         if digest != weights['sha256']:
             files.history.mkdir(exist_ok=True)
             files.checkpoint.replace(files.history/f'checkpoint_{digest[:12]}.ckpt')
     if checkpoint is None or files.checkpoint.is_file(): return
     with replacing(files.checkpoint) as temporary:
         shutil.copyfile(checkpoint, temporary)
-        if file_digest(temporary) != weights['sha256']:
+        if sha256_of(temporary) != weights['sha256']:
             raise EmbeddingsError(f'checkpoint {checkpoint.name} was changed since the embeddings were made (expected '
                                   f'is sha256 {weights["sha256"][:12]}...), nothing was added to the datapool; bring '
                                   'the file back, and start the run again')
@@ -334,7 +329,7 @@ def write_pool(
     "Write a pool, whole or not at all."
     with replacing(files.embeddings) as temporary:
         write_embeddings(temporary, pool.filenames, pool.emb, pool.labels)
-        updates = [*pool.updates, PoolUpdate(**{**asdict(update), 'state': file_digest(temporary)})]
+        updates = [*pool.updates, PoolUpdate(**{**asdict(update), 'state': sha256_of(temporary)})]
         facts = {'schema': SCHEMA, 'weights': pool.weights, 'updates': [asdict(o) for o in updates]}
         with replacing(files.facts) as other: other.write_text(json.dumps(facts, indent=1), encoding='utf-8')
 
