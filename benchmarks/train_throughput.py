@@ -118,7 +118,7 @@ def run_ours(task: Task) -> dict:
     start, _ = start_backbone(task.model, None, 32, task.width, 64, pre_trained=False)
     side = cache_side(-1, 64, lightly['collate']['min_scale'])
     begun, used = time.perf_counter(), processor_s()
-    pictures, _ = build_cache(samples, available(samples), Path(task.input_dir), side, run_dir.training_cache, task.num_workers, MAX_IMAGE_PIXELS)
+    pictures = build_cache(samples, available(samples), Path(task.input_dir), side, run_dir.training_cache, task.num_workers, MAX_IMAGE_PIXELS)
     cache = {'cache_s': time.perf_counter() - begun, 'cache_processor_s': processor_s() - used}
     taken = watched()
     trained = train(samples, start, Path(task.input_dir), lightly, TrainOptions(), run_dir, MAX_IMAGE_PIXELS)

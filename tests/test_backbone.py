@@ -249,7 +249,7 @@ def test_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(WeightsError, match='expected is 0123abcd...: nothing was kept'):
             load_backbone('resnet-9', num_ftrs=16, width=.125, weights_dir=tmp_path)
     assert backbone.origin == 'lightly zoo resnet-9/simclr/d16/w0.125 (resnet-9, width 0.125, 16 features)'
-    assert (backbone.sha256, list(backbone.head)) == (digest, ['projection_head.0.weight'])
+    assert (backbone.sha256, list(backbone.head)) == (digest, ['layers.0.weight'])
 
 
 def test_damaged_builtin(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_odd_files(shared_data: Path, tmp_path: Path) -> None:
     "What cannot be read has the same reason as without a cache, and everything else is as large as was told."
     names = sorted(o.relative_to(shared_data).as_posix() for o in (shared_data/'odd').rglob('*') if o.is_file())
     samples = make_samples(names)
-    pictures, failed = build_cache(samples, samples.index.to_numpy(), shared_data, 40, tmp_path/'cache', 2, max_pixels=30_000_000)
+    pictures = build_cache(samples, samples.index.to_numpy(), shared_data, 40, tmp_path/'cache', 2, max_pixels=30_000_000)
+    failed = pictures.failed
     for row, name in samples['filename'].items():
         try:
             whole = read_rgb(shared_data/name, 30_000_000)
@@ -102,8 +103,8 @@ def test_threads_and_speed(sample_folder: Path, tmp_path: Path) -> None:
     "The cache does not depend on the number of threads, and a picture is there at once."
     samples = make_samples(sorted(o.relative_to(sample_folder).as_posix() for o in sample_folder.rglob('*.*')))
     rows = samples.index.to_numpy()
-    one, _ = build_cache(samples, rows, sample_folder, SIDE, tmp_path/'one', 1)
-    three, _ = build_cache(samples, rows, sample_folder, SIDE, tmp_path/'three', 3)
+    one = build_cache(samples, rows, sample_folder, SIDE, tmp_path/'one', 1)
+    three = build_cache(samples, rows, sample_folder, SIDE, tmp_path/'three', 3)
     assert (tmp_path/'one'/'pixels.bin').read_bytes() == (tmp_path/'three'/'pixels.bin').read_bytes()
     assert (one.offsets == three.offsets).all() and len(one) == len(rows) - 1
     taken = []
@@ -142,8 +143,8 @@ def test_killed_in_the_middle(sample_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='no finished training cache'): open_cache(folder)
     samples = make_samples(sorted(o.relative_to(sample_folder).as_posix() for o in sample_folder.rglob('*.*')))
     rows = samples.index.to_numpy()
-    pictures, failed = build_cache(samples, rows, sample_folder, 100, folder, 2)
-    fresh, _ = build_cache(samples, rows, sample_folder, 100, tmp_path/'fresh', 2)
+    pictures = build_cache(samples, rows, sample_folder, 100, folder, 2)
+    fresh = build_cache(samples, rows, sample_folder, 100, tmp_path/'fresh', 2)
     assert (folder/'pixels.bin').read_bytes() == (tmp_path/'fresh'/'pixels.bin').read_bytes()
-    assert list(failed.values()) == ['the file ends too early'] and len(pictures) == len(rows) - 1
+    assert fresh.failed == pictures.failed and list(pictures.failed.values()) == ['the file ends too early'] and len(pictures) == len(rows) - 1
     assert sorted(o.name for o in folder.iterdir()) == ['index.npz', 'pixels.bin']

@@ -104,7 +104,7 @@ def test_size_is_upright(tmp_path):
 
 def test_all_corrupt_is_an_error(shared_data, tmp_path):
     for path in (shared_data/'odd'/'broken').iterdir(): shutil.copy(path, tmp_path/path.name)
-    with pytest.raises(InputError, match='none of the 39 images'):
+    with pytest.raises(InputError, match='none of the 39 files and frames'):
         check_integrity(scan(tmp_path), tmp_path, n_workers=2)
 
 

@@ -87,7 +87,7 @@ def test_too_large_is_a_fault_of_the_file(tmp_path: Path, text: str, message: st
 def test_log_names_the_backbone(sample_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger='lightly_curate'):
         embed(scan(sample_folder), load_backbone(), sample_folder, batch_size=16, n_workers=2)
-    assert re.search(r'embedding 60 images with the built-in backbone \(\d+ features, \d+ px\)', caplog.text)
+    assert re.search(r'embedding 60 samples with the built-in backbone \(\d+ features, \d+ px\)', caplog.text)
 
 
 @pytest.mark.slow

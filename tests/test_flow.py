@@ -55,7 +55,7 @@ def all_distances(x: np.ndarray) -> np.ndarray:
     return np.linalg.norm(x[:, None] - x[None], axis=-1)[np.triu_indices(len(x), 1)]
 
 
-DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/embeddings.csv data/normalized_embeddings.csv
+DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/corruptness_check_information.json data/embeddings.csv data/normalized_embeddings.csv
 data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
 filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
 report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png

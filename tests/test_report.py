@@ -2,10 +2,12 @@
 import json
 import re
 import shutil
+import time
 import warnings
 
 import nbformat
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from lightly_curate.core.errors import ReportError
 from lightly_curate.core.rundir import RunDir
 from lightly_curate.core.samples import available, make_samples, result_order, with_columns
 from lightly_curate.data.images import read_rgb
+from lightly_curate.data.sample_data import make_video
 from lightly_curate.data.scan import scan
 from lightly_curate.clean.duplicates import mark_duplicates
 from lightly_curate.clean.integrity import check_integrity
@@ -26,7 +29,10 @@ from lightly_curate.report.project import MAX_POINTS, Layout, pca, umap_layout
 from lightly_curate.report.report import (
     build_report, describe_machine, describe_training, installed_versions, n_figures, read_report, validate_report,
     write_plots, write_report)
+from lightly_curate.report.sections import TEXTS
 from lightly_curate.report.stats import neighbor_stats, pairwise_stats, savings
+from lightly_curate.report.videos import FACTS, describe_videos
+from lightly_curate.report.words import in_words, words_for
 from lightly_curate.select.budget import curve_choices, selection_curve
 from lightly_curate.select.coreset import k_center
 from lightly_curate.select.distances import nearest
@@ -63,7 +69,7 @@ def curate(folder, share):
 
 
 def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_examples=6, ended_by='n_samples', source='images',
-                pool=None, method='coreset', training=None):
+                pool=None, method='coreset', training=None, videos=None, timelines=True):
     "All that the pipeline does for the report."
     chosen = vectors.of(result_order(samples)).emb
     before = pairwise_stats(vectors.emb, 2e9, seed=1, max_pairs=max_pairs)
@@ -74,13 +80,15 @@ def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_example
     drawn = []
     made = write_plots(run_dir, samples, vectors, before, after, input_dir, n_examples, seed=1, curve=curve,
                        on_figure=lambda: drawn.append(1), n_selected=len(chosen), pool=pool, neighbors=near,
-                       training=training)
-    n_most = n_figures(n_examples, True, pool is not None and len(pool) > 0, True, bool(training and training['loss']))
+                       training=training, videos=videos, timelines=timelines)
+    n_most = n_figures(n_examples, True, pool is not None and len(pool) > 0, True, bool(training and training['loss']),
+                       bool(videos) and timelines)
     assert len(drawn) == len(made.plots) == n_most - max(0, n_examples) + sum(o['plot'] is not None for o in made.examples)
     job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3', 'source': source,
         'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
         'seconds': {'scan': .25, 'embed': 101.5}, 'machine': describe_machine(), 'versions': installed_versions(),
-        'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1}}}
+        'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1},
+                   'corruptness_check': {'corruption_threshold': .1}}}
     n_selected, n_features = int(samples['selected'].sum()), vectors.emb.shape[1]
     asked = {'n_samples': .3, 'min_distance': -1., 'coverage_distance': -1.}
     stopping = {'method': method, 'asked': asked, 'outlier_share': 0., 'n_samples': n_selected, 'ended_by': ended_by}
@@ -90,7 +98,7 @@ def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_example
     weights = {'origin': 'mean colours', 'sha256': None, 'name': None, 'n_features': n_features, 'input_size': 4}
     saved = savings(len(vectors) - n_selected)
     report = build_report(samples, job, stopping, weights, before, after, saved, made, curve=curve, neighbors=near,
-                          datapool=None if pool is None else datapool, training=training)
+                          datapool=None if pool is None else datapool, training=training, videos=videos)
     write_report(report, run_dir.report_json)
     return report
 
@@ -174,17 +182,26 @@ def test_page(finished, root, tmp_path, monkeypatch):
     strip = next(o for o in texts if o.startswith('<table'))
     found = [str(report['counts'][o]) for o in ('input', 'corrupt', 'duplicate', 'available', 'sampled', 'removed')]
     assert re.findall('<td>([^<]*)</td>', strip)[:6] == found
-    assert not re.search('datapool|(?i:## training)', '\n'.join(texts)), 'what a run does not have is not spoken of'
+    text = '\n'.join(texts)
+    assert not re.search('datapool|(?i:## training|## videos)', text), 'what a run does not have is not spoken of'
+    assert re.findall('(?m)^## (.*)', text) == [
+        'How many images are enough', 'How different the images are', 'Maps of the images', 'Selected and removed images',
+        'Images that were not available', 'Folders', 'How to repeat this run']
+
+
+WIDE = ('nearest_distr', 'selection_curve', 'training_loss', 'video_sampling_timeline')
 
 
 def assert_page(report, outputs, texts):
     "What every page keeps: words beside pictures, no number of its own, one word for one thing."
     assert all(texts), 'an output has neither markdown nor a table'
     assert all(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
-    n_wide = sum(o['name'] in ('nearest_distr', 'selection_curve', 'training_loss') for o in report['plots'])
+    n_wide = sum(o['name'] in WIDE for o in report['plots'])
     n_pool = sum(o['name'].endswith('_datapool') for o in report['plots'])//2
     assert sum('image/png' in o.data for o in outputs) == 1 + n_wide + 1 + 4 + n_pool - (-len(report['examples'])//2)
-    text = re.sub(r'<[^>]*>', ' ', '\n'.join(texts)).replace(SAVINGS, '')  # names its sources by year
+    text, words = '\n'.join(texts), words_for(report['sources'])
+    for constant in (SAVINGS, *TEXTS.values()): text = text.replace(in_words(constant.strip(), words), '')
+    text = re.sub(r'<[^>]*>', ' ', text)
     times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
     percents = [100*o for o in report['shares'].values()]
     estimates = [float(f'{x:.2g}') for o in report['savings'] for x in (o['usd'], o['kg_co2'])]
@@ -194,6 +211,8 @@ def assert_page(report, outputs, texts):
         percents += [100*o for o in [report['training']['wait_share']] if o is not None]
         estimates += [report['training']['cache_bytes']/1e6]
         constants += [64]  # images in a batch that are advised
+    if report['videos'] is not None:
+        times += [spoken(o['duration_s']) for o in [report['videos'], *report['videos']['shown']] if o['duration_s']]
     known = np.array(values_in(report) + values_in(times) + percents + estimates + constants)
     strange = [(x, n) for x, n in numbers_in(text) if not (np.abs(known - x) <= .5001*10.**-n + 1e-9*x).any()]
     assert not strange, strange
@@ -260,6 +279,129 @@ def test_page_of_a_training(finished, changed, n_figures_more, n_boxes, words, r
     for o in words: assert o in '\n'.join(texts), o
 
 
+@pytest.fixture(scope='module')
+def film(tmp_path_factory):
+    "Three videos of which one is not whole and one cannot be opened, an image, and what is known of them."
+    folder = tmp_path_factory.mktemp('film')
+    make_video(folder/'a_pan.mp4', n_frames=24)
+    (folder/'b').mkdir()
+    make_video(folder/'b'/'turn.mkv', n_frames=9, photo='flower')
+    (folder/'gone.avi').write_bytes(b'')
+    frames = [('a_pan.mp4', 'a_pan-{:02}-mp4.png', i, i/12) for i in range(24)]
+    frames += [('b/turn.mkv', 'b/turn-{}-mkv.png', i, i/12) for i in range(9)]
+    rows = [(path, name.format(i), 'frame', i, time_s, 'ok', None) for path, name, i, time_s in frames]
+    rows += [('b/turn.mkv', 'b/turn.mkv', 'video', None, np.nan, 'corrupt', 'ends at 0.75 of 1.00 s'),
+             ('gone.avi', 'gone.avi', 'video', None, np.nan, 'corrupt', 'the file is empty')]
+    labels = {'a_pan.mp4': 0, 'b/turn.mkv': 1, 'gone.avi': 2}
+    samples = make_samples([o[1] for o in rows], paths=[o[0] for o in rows], labels=[labels[o[0]] for o in rows])
+    rows.sort(key=lambda o: o[1].encode())
+    _, _, source, frame, time_s, status, reason = zip(*rows, strict=True)
+    samples = with_columns(samples, range(len(rows)), source=source, frame=frame, time_s=time_s, status=status, reason=reason)
+    facts = {'container': 'mp4', 'codec': 'h264', 'width': 96, 'height': 64, 'fps': 12., 'duration_s': 2., 'n_frames': 24,
+             'n_lost': 0, 'reason': None, 'notes': []}
+    videos = [{'path': 'a_pan.mp4', **facts},
+              {'path': 'b/turn.mkv', **facts, 'duration_s': 1., 'n_frames': 9, 'n_lost': 3, 'reason': 'ends at 0.75 of 1.00 s',
+               'notes': ['variable frame rate']},
+              {'path': 'gone.avi', **dict.fromkeys(facts), 'n_frames': 0, 'reason': 'the file is empty', 'notes': []}]
+    return folder, samples, videos
+
+
+def choose(samples, share=.3):
+    "A selection by the colour of nothing: vectors that are points on a line, a step for each frame."
+    rows = available(samples)
+    vectors = Vectors(np.column_stack([np.arange(len(rows)), np.arange(len(rows)) % 3]).astype(np.float32), rows)
+    chosen, gaps = k_center(vectors.emb, max(1, int(share*len(rows))))
+    return with_columns(samples, rows[chosen], selected=True, rank=range(len(chosen)), gap=gaps), vectors
+
+
+def test_page_of_videos(film, root, tmp_path, monkeypatch):
+    "Frames are called frames everywhere; videos, damage, timelines and pairs with times are told."
+    folder, samples, videos = film
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    samples = with_columns(samples, [4], status='corrupt', reason='looks damaged', uniform_row_ratio=.625)
+    samples = with_columns(samples, [6, 7], status='duplicate', duplicate_of=5, reason='same pixels')
+    samples, vectors = choose(samples)
+    report = make_report(RunDir(tmp_path), samples, vectors, folder, videos=videos, training=TRAINED, pool=vectors.emb[:5])
+    assert report['sources']['frames'] == {'input': 33, 'corrupt': 1, 'available': 30, 'sampled': 9}
+    assert (report['counts']['input'], report['sources']['broken_videos'], report['videos']['n_broken']) == (35, 2, 2)
+    assert [o['looked_at'] for o in report['videos']['shown']] == [24, 9, 0]
+    for pair in report['examples']:
+        at = samples.set_index('filename')['time_s']
+        assert pair['plot'] and (pair['retained_time_s'], pair['removed_time_s']) == (at[pair['retained']], at[pair['removed']])
+    outputs, texts = page_of(root, tmp_path)
+    assert_page(report, outputs, texts)
+    text = '\n'.join(texts).replace(report['job']['command'], '')
+    assert not re.search(r'\b[Ii]mages?\b', text), re.search(r'.{60}\b[Ii]mages?\b.{60}', text, re.S)
+    alts = ' '.join(o.metadata['image/png']['alt'] for o in outputs if 'image/png' in o.data)
+    assert not re.search(r'\b[Ii]mages?\b', alts) and 'frames were selected' in alts, alts
+    for words in ('Of 33 frames, **9 were selected** (30% of those available) and 21 removed', '1 damaged and 2 exact copies',
+                  '* 2 of 3 videos are not whole', '## Videos\n\nThe input holds 3 videos of 3.0 s together, with 33 frames',
+                  'Lost are 3 frames', 'ends at 0.75 of 1.00 s', '**1 frame looks damaged**', 'variable frame rate'):
+        assert words in text, words
+    assert '## Frames by video' not in text and '## Folders' not in text, 'the table of the videos has it'
+
+
+def test_page_of_images_and_videos(film, root, tmp_path, monkeypatch):
+    "Images beside frames are samples; a wide input has more videos than a page shows; timelines may be switched off."
+    folder, samples, videos = film
+    monkeypatch.setattr(report_module, 'umap_layout', no_umap)
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    Image.new('RGB', (40, 30), 'red').save(folder/'a.png')
+    names = ['a.png', *samples['filename']]
+    both = make_samples(names, paths=['a.png', *samples['path']], labels=[9, *samples['label']])
+    told = ['source', 'frame', 'time_s', 'status', 'reason']
+    both = with_columns(both, range(1, len(both)), **{o: samples[o].tolist() for o in told})
+    both, vectors = choose(both)
+    report = make_report(RunDir(tmp_path), both, vectors, folder, videos=videos*40, timelines=False)
+    assert not RunDir(tmp_path).plot('video_sampling_timeline').exists()
+    report = {**report, 'videos': {**report['videos'], 'shown': report['videos']['shown'][:3]}}
+    write_report(report, tmp_path/'report.json')
+    outputs, texts = page_of(root, tmp_path)
+    assert_page(report, outputs, texts)
+    text = '\n'.join(texts)
+    assert 'There are 1 image and 33 frames of videos, here called samples. Of 34 samples, **10 were' in text
+    assert '## Folders and videos' in text and '<td>(top folder)</td>' in text and '<td>b/turn.mkv</td>' in text
+    assert 'These are the 3 videos with the most frames, of 120.' in text and 'When were frames selected' not in text
+
+
+def test_pairs_show_the_frames_they_name(film, tmp_path, monkeypatch):
+    "Selected on the left, removed on the right, each picture that of its frame, with its time."
+    from lightly_curate.data.video import VideoReader, frame_image
+    folder, samples, _ = film
+    with VideoReader(folder/'a_pan.mp4') as reader: pan = {o.index: np.asarray(frame_image(o)) for o in reader}
+    rows = samples.index[samples['path'] == 'a_pan.mp4']
+    pairs = [report_module.Pair(0, int(rows[17]), int(rows[2]), .5), report_module.Pair(1, int(rows[2]), int(rows[23]), .25)]
+    drawn, plot_pair = [], report_module.plot_pair
+    monkeypatch.setattr(report_module, 'plot_pair', lambda *args: drawn.append(args) or plot_pair(*args))
+    report_module.write_pairs(RunDir(tmp_path), report_module.Illustrations(), samples, pairs, folder)
+    for (selected, removed, names, _, times), (left, right) in zip(drawn, [(17, 2), (2, 23)], strict=True):
+        assert np.array_equal(selected, pan[left]) and np.array_equal(removed, pan[right])
+        assert names == (f'a_pan-{left:02}-mp4.png', f'a_pan-{right:02}-mp4.png')
+        assert times == (f'{left/12:.2f} s', f'{right/12:.2f} s')
+
+
+def test_time_of_many_videos(tmp_path):
+    "A thousand videos of a hundred frames are counted and drawn in seconds, and the figure stays a page."
+    n_videos, n_frames = 1000, 100
+    names = [f'{v:03}-{i:03}-mp4.png' for v in range(n_videos) for i in range(n_frames)]
+    samples = make_samples(names, paths=[f'{v:03}.mp4' for v in range(n_videos) for _ in range(n_frames)])
+    samples['source'] = pd.Categorical(['frame']*len(samples), dtype=samples['source'].dtype)
+    samples['time_s'] = np.tile(np.arange(n_frames)/10, n_videos)
+    samples['frame'] = pd.array(np.tile(np.arange(n_frames), n_videos), dtype='Int64')
+    samples['selected'] = np.random.default_rng(0).random(len(samples)) < .02
+    facts = {**dict.fromkeys(FACTS), 'fps': 10., 'duration_s': 10., 'n_frames': n_frames, 'n_lost': 0, 'notes': []}
+    videos = [{**facts, 'path': f'{v:03}.mp4'} for v in range(n_videos)]
+    start = time.perf_counter()
+    told = describe_videos(samples, videos)
+    made = report_module.Illustrations()
+    report_module.write_timelines(RunDir(tmp_path), made, samples, videos)
+    assert time.perf_counter() - start < 60
+    assert sum(o['sampled'] for o in told['shown']) == samples['selected'].sum()
+    with Image.open(tmp_path/made.plots[0]['file']) as figure: width, height = figure.size
+    assert height < 1.2*width and 'At most 200 videos' in made.plots[0]['caption']
+
+
 def test_curve_of_the_report_is_the_one_of_the_choice(finished):
     "The covering distance at the end of the curve is that of the selection, and the bound is half of it."
     _, report, samples, vectors = finished
@@ -275,14 +417,14 @@ def test_curve_of_the_report_is_the_one_of_the_choice(finished):
 
 
 def test_old_report_and_old_figures(finished, tmp_path, monkeypatch):
-    "A report of version 1.1 is told to be made again; figures that a run does not have any more are removed."
+    "A report of version 1.2 is told to be made again; figures that a run does not have any more are removed."
     run_dir, report, samples, vectors = finished
     shutil.copytree(run_dir.root, tmp_path/'run')
     old = RunDir(tmp_path/'run')
-    old.report_json.write_text(json.dumps({**report, 'schema_version': '1.1'}))
-    with pytest.raises(ReportError, match='schema version 1.1, this program reads 1.2; run the report step again'):
+    old.report_json.write_text(json.dumps({**report, 'schema_version': '1.2'}))
+    with pytest.raises(ReportError, match='schema version 1.2, this program reads 1.3; run the report step again'):
         read_report(old.report_json)
-    old.plot('training_loss').write_bytes(b'of an earlier training')
+    for name in ('training_loss', 'video_sampling_timeline'): old.plot(name).write_bytes(b'of an earlier run')
     monkeypatch.setattr(report_module, 'umap_layout', no_umap)
     before = pairwise_stats(vectors.emb, 2e9)
     write_plots(old, samples, vectors, before, before, None, 0, seed=1)
@@ -389,7 +531,10 @@ def test_sampled_pairs_and_points(finished, tmp_path, monkeypatch):
 
 def test_schema_refuses(finished):
     "Each part of the report is closed: a key too many or one missing is found anywhere."
-    report = validate_report({**finished[1], 'training': describe_training(TRAINED)})
+    facts = {**dict.fromkeys(FACTS), 'path': 'a.mp4', 'n_frames': 0, 'notes': []}
+    videos = describe_videos(finished[2], [facts])
+    videos['damaged']['shown'] = [{'filename': 'a-0-mp4.png', 'time_s': None, 'uniform_row_ratio': .5, 'reason': 'damaged'}]
+    report = validate_report({**finished[1], 'training': describe_training(TRAINED), 'videos': videos})
     def broken(part, path):
         if isinstance(part, dict) and path not in ('job.config', 'job.seconds', 'job.versions'):
             for key in part: yield path, {k: v for k, v in part.items() if k != key}
@@ -424,7 +569,6 @@ def test_personal_style_is_ignored(monkeypatch):
 @pytest.mark.slow
 def test_time_of_the_layouts():
     "Three UMAP layouts of as many points as are drawn stay in about two minutes on two cores."
-    import time
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 64))[rng.integers(30, size=MAX_POINTS)] + rng.normal(scale=.5, size=(MAX_POINTS, 64))
     start = time.perf_counter()
@@ -435,6 +579,6 @@ def test_time_of_the_layouts():
 
 
 def test_the_published_schema_is_the_one_in_use():
-    "nbs/report-1.2.schema.json, made by tools/make_schema.py."
+    "nbs/report-1.3.schema.json, made by tools/make_schema.py."
     import make_schema
     assert make_schema.PATH.read_text(encoding='utf-8') == make_schema.schema_text(), 'run: python tools/make_schema.py'

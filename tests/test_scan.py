@@ -8,7 +8,7 @@ import pytest
 
 from lightly_curate.core.errors import InputError
 from lightly_curate.core.samples import check_samples
-from lightly_curate.data.scan import find_images, scan
+from lightly_curate.data.scan import scan
 
 
 def test_all_of_odd_is_found(shared_data):
@@ -36,21 +36,23 @@ def test_label_is_folder(shared_data):
     assert [folders[o] for o in samples['label']] == [o.split('/')[0] for o in samples['filename']]
 
 
-def test_videos_are_told(shared_data, caplog):
-    with caplog.at_level(logging.WARNING, logger='lightly_curate'), pytest.raises(InputError, match='7 videos; videos are not read'):
-        scan(shared_data/'videos')
-    assert find_images(str(shared_data/'videos')).n_videos == 7
+def test_videos_are_found(shared_data):
+    samples = scan(shared_data/'videos')
+    assert len(samples) == 7 and (samples['source'] == 'video').all()
+    assert samples['label'].tolist() == list(range(7))
 
 
-def test_videos_beside_images_warn(tmp_path, caplog):
-    (tmp_path/'a.jpg').write_bytes(b'')
-    (tmp_path/'b.MP4').write_bytes(b'')
+def test_videos_beside_images(tmp_path, caplog):
+    for name in ('a.jpg', 'b.MP4', 'sub/c.jpg', 'sub/d.mkv'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_bytes(b'')
     with caplog.at_level(logging.INFO, logger='lightly_curate'):
         samples = scan(tmp_path)
-    assert len(samples) == 1
-    assert [o.levelname for o in caplog.records] == ['INFO', 'WARNING']
-    assert 'left out 1 video: video is not read by this version' in caplog.text
-    assert 'found 1 image in 1 folder; left out: 1 video' in caplog.text
+    assert samples['source'].tolist() == ['image', 'video', 'image', 'video']
+    assert samples['label'].tolist() == [0, 1, 2, 3]
+    assert 'found 2 images and 2 videos in 2 folders' in caplog.text
+    (tmp_path/'pipe.mp4').symlink_to('nowhere')
+    assert scan(tmp_path).set_index('filename')['reason']['pipe.mp4'] == 'a link that leads to no file'
 
 
 def test_log_counts_all_folders(tmp_path, caplog):

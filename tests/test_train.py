@@ -115,7 +115,7 @@ def test_the_same_as_lightlys_own_loop(sample_folder, tmp_path):
     from lightly.cli._cli_simclr import _SimCLR
     from lightly.loss import NTXentLoss
     from lightly_curate.learn.views import file_pictures, make_loader, make_transform
-    lightly, samples, begin = training.keys(2, optimizer={'weight_decay': 1e-3}, precision=64), training.table(sample_folder), training.start()
+    lightly, samples, begin = training.keys(2, optimizer={'weight_decay': 1e-3}, precision='64-true'), training.table(sample_folder), training.start()
     result = training.train(sample_folder, tmp_path, lightly, samples, begin, cache=False)
     job = learn.Job(file_pictures(samples, samples.index.to_numpy(), sample_folder), begin, lightly, learn.TrainOptions(), RunDir(tmp_path), {})
     ours = learn.new_model(job)
@@ -222,8 +222,9 @@ def test_a_full_disk_is_told(sample_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('change', ['seed', 'batch', 'images', 'start', 'recipe', 'cache', 'collate'])
-def test_another_training_is_refused(sample_folder, whole, tmp_path, change):
+def test_another_training_is_refused(sample_folder, whole, tmp_path, change, monkeypatch):
     root, _ = whole('original')
+    monkeypatch.setattr(learn, 'look', lambda *_: pytest.fail('pictures were embedded before the refusal'))
     (tmp_path/'last.ckpt').write_bytes((root/'last.ckpt').read_bytes())
     lightly, samples, begin, options = training.keys(**training.HARD), training.table(sample_folder), training.start(), {}
     if change == 'seed': lightly['seed'] = 2
@@ -251,6 +252,16 @@ def test_the_network_is_told_once_and_as_deep_as_asked(sample_folder, tmp_path, 
     assert any('parameters, of which' in o for o in caplog.messages)
 
 
+def test_notices_are_told_and_kept(sample_folder, tmp_path, caplog):
+    "Those about the start weights as information, what the user should act on as a warning."
+    caplog.set_level(logging.INFO, logger='lightly_curate')
+    result = learn.train(training.table(sample_folder), training.start(), sample_folder, training.keys(1), learn.TrainOptions(logger='none'),
+                         RunDir(tmp_path), training.MAX_PIXELS, ['It starts from scratch.'])
+    levels = {o.getMessage(): o.levelno for o in caplog.records}
+    assert [levels[o] for o in result.notices] == [logging.INFO, logging.WARNING]
+    assert 'A batch of 8 images is small' in result.notices[1]
+
+
 def test_what_a_gpu_would_be_fed_trains_on_a_cpu_too(sample_folder, tmp_path, monkeypatch):
     "Crops with their chances, made to views beside the network: the same losses within the rounding of pixels."
     monkeypatch.setattr(learn, 'makes_views_on', lambda device: True)
@@ -269,14 +280,6 @@ def test_what_draws_while_training_draws_the_same_after_a_stop(sample_folder, tm
     assert training.furthest(training.weights(tmp_path/'whole'), training.weights(tmp_path/'stopped')) == 0
 
 
-def test_a_recipe_is_told_how_much_is_done(sample_folder, tmp_path, monkeypatch):
-    shares = []
-    monkeypatch.setattr(learn.TrainedModel, 'after_step', lambda model, done: shares.append(done))
-    training.train(sample_folder, tmp_path, training.keys(2, accumulate_grad_batches=3))
-    training.train(sample_folder, tmp_path, training.keys(3, accumulate_grad_batches=3))
-    np.testing.assert_allclose(shares, [1/2, 1, 1])
-
-
 def test_the_optimizer_is_made_for_all_images_of_a_step(sample_folder, tmp_path, monkeypatch):
     asked, build = [], learn.build_optimizer
     def spy(recipe, model, lightly, n_steps, n_images, start_is_pretrained):
@@ -284,4 +287,41 @@ def test_the_optimizer_is_made_for_all_images_of_a_step(sample_folder, tmp_path,
         return build(recipe, model, lightly, n_steps, n_images, start_is_pretrained)
     monkeypatch.setattr(learn, 'build_optimizer', spy)
     training.train(sample_folder, tmp_path, training.keys(4, 6, accumulate_grad_batches=2))
-    assert asked == [(8, 12, False)]
+    assert asked == [(1, None, False), (8, 12, False)]  # the first one is made for its refusals, before an image is read
+
+
+def test_the_modern_recipe_cannot_be_made_longer(sample_folder, tmp_path):
+    "Its learning rate has fallen to 0 over the epochs asked for; further ones would learn nothing."
+    training.train(sample_folder, tmp_path, training.keys(2), recipe='modern')
+    with pytest.raises(ConfigError, match='lightly.trainer.max_epochs was 2 and is now 4'):
+        training.train(sample_folder, tmp_path, training.keys(4), recipe='modern')
+    assert training.train(sample_folder, tmp_path, training.keys(2), recipe='modern').epochs == 2
+
+
+@pytest.mark.parametrize('recipe', ['original', 'modern'])
+def test_no_batch_of_a_single_image(sample_folder, tmp_path, recipe):
+    "24 images in batches of 23: the last one is left out, and said to be; batches of 22 leave two, which are trained on."
+    alone = training.train(sample_folder, tmp_path/'alone', training.keys(1, 23, loader={'drop_last': False}), recipe=recipe)
+    assert alone.steps == 1 and any('leave a batch of one image' in o for o in alone.notices)
+    two = training.train(sample_folder, tmp_path/'two', training.keys(1, 22, loader={'drop_last': False}), recipe=recipe)
+    assert two.steps == 2 and not any('leave a batch of one image' in o for o in two.notices)
+
+
+def test_an_end_before_the_last_epoch_is_told(sample_folder, tmp_path, caplog):
+    result = training.train(sample_folder, tmp_path, training.keys(4, max_steps=3))
+    assert (result.epochs, result.steps) == (1, 3)
+    assert result.notices[-1].startswith('The training ended after 1 of 4 epochs') and result.notices[-1] in caplog.messages
+
+
+def test_an_end_before_the_first_epoch_is_no_success(sample_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, 'carry_out', lambda *_: None)  # as Lightning's Timer does when max_time is over at once
+    with pytest.raises(CurateError, match='no epoch was finished.*max_time'): training.train(sample_folder, tmp_path)
+    assert not RunDir(tmp_path).training_cache.exists()
+
+
+def test_a_flipped_bit_in_the_last_checkpoint_is_found(sample_folder, tmp_path):
+    training.train(sample_folder, tmp_path, training.keys(1))
+    whole = bytearray((tmp_path/'last.ckpt').read_bytes())
+    whole[len(whole)//2] ^= 1
+    (tmp_path/'last.ckpt').write_bytes(whole)
+    with pytest.raises(WeightsError, match='last.ckpt is damaged.*cannot go on'): training.train(sample_folder, tmp_path, training.keys(2))

@@ -103,6 +103,34 @@ def test_wrong_keys_are_told_before_any_work(work, sample_folder):
     assert not (work/'out'/'wrong').exists()
 
 
+@pytest.mark.parametrize(('words', 'said'), [
+    (['lightly.trainer.gpus=99'], 'lightly.trainer.gpus is 99'), (['+lightly.trainer.num_nodes=2'], 'MASTER_ADDR'),
+    (['lightly.model.name={work}/ends.py:x'], 'ends.py cannot be run (SystemExit: 0)'),
+    (['lightly.model.name={work}/own.py:refuses'], 'name=refuses cannot be trained')])
+def test_what_cannot_be_trained_is_told_before_an_image_is_read(work, sample_folder, words, said):
+    "Exit 2 and no table of samples, not even for a file of one's own that ends the program."
+    (work/'ends.py').write_text('raise SystemExit(0)')
+    (work/'own.py').write_text('''
+from torch import nn
+from lightly_curate.learn.networks import register_backbone
+class Refuses(nn.Module):
+    def __init__(self): super().__init__(); self.layer = nn.Conv2d(3, 8, 3)
+    def forward(self, x): return self.layer(x).mean((2, 3)) if not self.training else 1/0
+register_backbone('refuses', Refuses, input_size=32, n_features=8)
+''')
+    words = [o.format(work=work) for o in words]
+    answer = curate(f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=early', 'steps=[train]', 'lightly.trainer.max_epochs=1', *words, cwd=work)
+    assert answer.returncode == 2 and said in answer.stderr, answer.stderr
+    assert not RunDir(work/'out'/'early').table('scan').exists()
+
+
+def test_half_precision_embeds(work, sample_folder):
+    "precision=bf16 without training: on a CPU the vectors are those of float32."
+    words = [f'input_dir={sample_folder}', 'output_dir=out', 'steps=[embed]']
+    half, plain = (finish(*words, f'run_directory=p{o}', f'lightly.trainer.precision={o}', cwd=work) for o in ('bf16', '32'))
+    np.testing.assert_array_equal(*(read_embeddings(o.embeddings_csv).emb for o in (half, plain)))
+
+
 def test_killed_and_started_again(work, sample_folder):
     "SIGKILL in the middle of training: the same command goes on, and ends with the weights of a run that was left alone."
     words = [f'input_dir={sample_folder}', 'output_dir=out', 'steps=[train]', *SMALL, 'lightly.trainer.max_epochs=12']

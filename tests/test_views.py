@@ -10,18 +10,18 @@ import torch
 from lightly.transforms import SimCLRTransform
 from lightly_curate.core.samples import make_samples
 from lightly_curate.learn.views import (
+    Crops,
+    DeviceViews,
     EpochSampler,
     FilePictures,
     Pictures,
     UnreadablePicture,
     ViewDataset,
-    device_views,
     file_pictures,
     item_seed,
-    make_crops,
     make_loader,
     make_transform,
-    seeded,
+    seeded_all,
     stack_arrays,
 )
 from PIL import Image
@@ -62,12 +62,12 @@ def test_every_key_acts_as_in_lightly(pictures: Pictures, changed: dict) -> None
     keys, picture = DEFAULTS | changed, pictures.picture(3)
     theirs = SimCLRTransform(**{**keys, 'sigmas': tuple(keys['sigmas'])})
     row = int(pictures.rows[3])
-    with seeded(item_seed(1, 0, row)): expected = torch.stack(theirs(picture))
+    with seeded_all(item_seed(1, 0, row)): expected = torch.stack(theirs(picture))
     assert torch.equal(torch.stack(ViewDataset(pictures, make_transform(keys), 1)[0, 3]), expected)
     plain = torch.stack(ViewDataset(pictures, make_transform(DEFAULTS), 1)[0, 3])
     assert not changed or plain.shape != expected.shape or not torch.equal(plain, expected), 'the key has no effect'
-    crops = ViewDataset(pictures, make_crops(keys), 1)[0, 3]
-    completed = torch.stack(device_views(keys)([[o[None] for o in view] for view in crops]))[:, 0]
+    crops = ViewDataset(pictures, Crops(keys), 1)[0, 3]
+    completed = torch.stack(DeviceViews(keys)([[o[None] for o in view] for view in crops]))[:, 0]
     assert (completed - expected).abs().mean() < .08, 'the device makes another view'  # in units of the standard deviation
 
 
@@ -155,7 +155,7 @@ def test_caller_is_undisturbed(pictures: Pictures) -> None:
         assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all() and random.random() == expected[2]
 
 
-@pytest.mark.parametrize('make', [make_transform, make_crops])
+@pytest.mark.parametrize('make', [make_transform, Crops])
 def test_pipe(pictures: Pictures, make, monkeypatch: pytest.MonkeyPatch) -> None:
     "Where shared memory is small, batches come through a pipe and are the same, tensor for tensor."
     def batches() -> list:

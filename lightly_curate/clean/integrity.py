@@ -17,7 +17,7 @@ from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, content_hash, open_
 from ..data.scan import counted
 
 # %% auto #0
-__all__ = ['Content', 'read_content', 'check_integrity', 'refuse_all_corrupt']
+__all__ = ['Content', 'read_content', 'check_integrity', 'refuse_all_corrupt', 'mark_damaged']
 
 # %% ../../nbs/20_clean/20_integrity.ipynb #95b9a92d
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def check_integrity(
     n_workers: int,                      # threads; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
 ) -> pd.DataFrame:                       # width, height, content; status corrupt and reason for what cannot be read
-    "Decode every picture that is ok so far."
+    "Decode every image that is ok so far."
     began, rows = time.perf_counter(), available(samples)
+    rows = rows[(samples['source'][rows] == 'image').to_numpy()]
+    if not len(rows): return refuse_all_corrupt(samples, input_dir)
     paths = (Path(input_dir)/samples['path'][row] for row in rows)
     contents = list(track(map_in_threads(lambda o: read_content(o, max_pixels), paths, max(1, n_workers)), 'checking', len(rows)))
     good = np.array([o.reason is None for o in contents], dtype=bool)
@@ -65,5 +67,22 @@ def refuse_all_corrupt(
     "Pass the table on unless nothing in it can be used."
     if len(available(samples)): return samples
     first = '; '.join(f'{o.filename}: {o.reason}' for o in samples.head(5).itertuples())
-    raise InputError(f'none of the {len(samples):,} images of input_dir {Path(input_dir).name} can be read ({first}); '
-                     'give a folder with readable images, or mend these')
+    raise InputError(f'none of the {len(samples):,} files and frames of input_dir {Path(input_dir).name} can be used ({first}); '
+                     'give a folder with readable images or videos, or mend these')
+
+# %% ../../nbs/20_clean/20_integrity.ipynb #092ed78b
+def mark_damaged(
+    samples: pd.DataFrame,  # sample table
+    threshold: float,       # 0 to 1, a frame is damaged when its share is more than this above the median of its video
+) -> pd.DataFrame:          # status corrupt and reason for damaged frames
+    "Mark frames in which many more rows of pixels equal the row above than is usual in their video."
+    rows = available(samples)
+    ratio = samples['uniform_row_ratio']
+    usual = ratio.groupby(samples['path']).transform('median')
+    rows = rows[(ratio - usual)[rows].to_numpy() > np.float32(threshold)]
+    if not len(rows): return samples
+    reasons = [f'{share:.0%} of its rows of pixels equal the row above, {median:.0%} are usual in this video; '
+               f'corruptness_check.corruption_threshold is {threshold:g}' for share, median in zip(ratio[rows], usual[rows], strict=True)]
+    logger.warning('%s of %s left out as damaged, first %s: %s; 1. keeps them all', counted(len(rows), 'frame'),
+                   counted(samples['path'][rows].nunique(), 'video'), samples['filename'][rows[0]], reasons[0])
+    return with_columns(samples, rows, status='corrupt', reason=reasons)

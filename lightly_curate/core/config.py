@@ -21,14 +21,14 @@ __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED
            'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS',
            'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MODEL_FAMILIES', 'RECIPES', 'LOGGERS', 'MOST_NAME_BYTES',
            'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME', 'ACTING', 'NEVER_ACTING', 'option', 'StoppingCondition',
-           'SelectOptions', 'TrainOptions', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults',
-           'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override',
-           'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value', 'check_group',
-           'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults', 'is_plain_name',
-           'datapool_faults', 'image_faults', 'is_trained', 'step_faults', 'names_network', 'lightly_faults',
-           'check_config', 'is_folder', 'is_file', 'nearest_existing', 'given_files', 'check_paths', 'register',
-           'to_config', 'compose_config', 'count_cores', 'resolve', 'is_acting', 'is_set', 'notices', 'config_yaml',
-           'parse_config']
+           'SelectOptions', 'TrainOptions', 'VideoOptions', 'CorruptnessCheck', 'Datapool', 'PerTask', 'Savings',
+           'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text',
+           'text_keys', 'tidy_override', 'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override',
+           'check_value', 'check_group', 'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults',
+           'selection_faults', 'video_faults', 'sequence_faults', 'is_plain_name', 'datapool_faults', 'image_faults',
+           'is_trained', 'step_faults', 'names_network', 'lightly_faults', 'check_config', 'is_folder', 'is_file',
+           'nearest_existing', 'given_files', 'check_paths', 'register', 'to_config', 'compose_config', 'count_cores',
+           'resolve', 'is_acting', 'is_set', 'notices', 'config_yaml', 'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -59,6 +59,20 @@ class TrainOptions:
     logger: str = option('csv', "'csv', 'tensorboard' or 'none': files in training/, for watching")
     cache: bool = option(True, 'decode and shrink the images once, into a file in the run folder that is removed at the end')
     cache_side: int = option(-1, 'shorter side of an image in that file in pixels, -1 means as much as training can use')
+
+@dataclass
+class VideoOptions:
+    "Which frames of a video are looked at."
+    fps: float = option(-1., 'look at so many frames of each second, -1. means every frame')
+    stride: int = option(1, 'look at every so many-th frame, 1 means every frame')
+    start: float = option(-1., 'look at frames from this second on, -1. means from the first')
+    end: float = option(-1., 'look at frames before this second, -1. means to the last')
+
+@dataclass
+class CorruptnessCheck:
+    "When a frame counts as damaged."
+    corruption_threshold: float = option(
+        0.1, 'a frame is damaged when more of its rows of pixels equal the row above than is usual in its video, by this share')
 
 @dataclass
 class Datapool:
@@ -114,7 +128,7 @@ def lightly_defaults() -> dict[str, Any]:  # nested keys and values, without `hy
 @dataclass
 class CurateConfig:
     "Everything a user can ask of a run."
-    input_dir: str = option('/home/input_dir', 'folder that holds the images, only read')
+    input_dir: str = option('/home/input_dir', 'folder that holds the images and videos, only read')
     shared_dir: str = option('/home/shared_dir', 'folder that holds checkpoints and embeddings')
     output_dir: str = option('/home/output_dir', 'folder that receives one folder for each run')
     run_directory: str = option('', 'name of the run below output_dir, default: YYYY-MM-DD/HH-MM-SS')
@@ -122,8 +136,11 @@ class CurateConfig:
     token: str = option('', 'accepted for compatibility, never stored; nothing here needs it')
     sanity_check: bool = option(False, 'say what this machine can do, and exit')
     enable_corruptness_check: bool = option(True, 'decode every image once and leave out what cannot be read')
+    corruptness_check: CorruptnessCheck = field(default_factory=CorruptnessCheck)
     max_image_pixels: int = option(178_956_970, 'larger images are not decoded and count as corrupt')
     remove_exact_duplicates: bool = option(True, 'leave out images whose pixels equal those of an earlier one')
+    video: VideoOptions = field(default_factory=VideoOptions)
+    selected_sequence_length: int = option(1, 'select whole sequences of so many neighbouring frames, 1 means single frames')
     dump_dataset: bool = option(False, 'write the selected images into the run folder')
     output_image_size: Any = option(
         -1, 'size of the dumped images: x for the shorter edge, [x,y] exactly, -1 as they are')
@@ -141,6 +158,7 @@ class CurateConfig:
     select: SelectOptions = field(default_factory=SelectOptions)
     datapool: Datapool = field(default_factory=Datapool)
     upload_dataset: bool = option(False, 'hand the selected samples over (not in this version)')
+    show_video_sampling_timeline: bool = option(True, 'plot when in each video the selected frames are')
     n_example_images: int = option(6, 'retained/removed pairs to show in the report, an even number')
     memory_requirement_in_GB: float = option(2, 'most memory for the distances of the statistics, in GB')
     savings: Savings = field(default_factory=Savings)
@@ -300,7 +318,7 @@ def fits(
 
 # %% ../../nbs/00_core/01_config.ipynb #23113b72
 LATER = ('pretagging', 'pretagging_debug', 'pretagging_config', 'pretagging_upload', 'scorer', 'scorer_config',
-         'active_learning_score_column_name', 'append_weak_labels', 'selected_sequence_length',
+         'active_learning_score_column_name', 'append_weak_labels',
          'relevant_filenames_file', 'worker', 'datasource', 'object_level', 'active_learning', 'lightly.upload',
          'lightly.resize')
 
@@ -392,7 +410,8 @@ def one_of(
 ) -> list[str]:              # no fault or one
     "The fault that a value is none of those allowed, as a list of none or one."
     if value in allowed: return []
-    near = difflib.get_close_matches(str(value), allowed, n=1)
+    same = [o for o in allowed if o.lower() == str(value).lower()]
+    near = same or difflib.get_close_matches(str(value), allowed, n=1)
     hint = f', did you mean {near[0]!r}?' if near else ''
     return [f'{name} is {value!r}, allowed is {", ".join(map(repr, allowed))}{hint}']
 
@@ -440,6 +459,41 @@ def selection_faults(
         *unless(0 < memory < float('inf'), f'memory_requirement_in_GB is {memory}, allowed is above 0'),
         *[f'savings.{o} is {value}, allowed is a number from 0'
           for o, value in leaves(cfg.savings) if not 0 <= value < float('inf')],
+    ]
+
+# %% ../../nbs/00_core/01_config.ipynb #6e0c522d
+def video_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults
+    "Faults of what is asked of videos and of sequences."
+    look, share, length = cfg.video, cfg.corruptness_check.corruption_threshold, cfg.selected_sequence_length
+    def is_time(value: float) -> bool: return value == -1 or 0 <= value < float('inf')
+    return [
+        *unless(look.fps == -1 or 0 < look.fps < float('inf'), f'video.fps is {look.fps}, allowed is -1. (every frame) or above 0.'),
+        *unless(look.stride >= 1, f'video.stride is {look.stride}, allowed is a whole number from 1'),
+        *unless(look.fps == -1 or look.stride == 1, 'video.fps and video.stride are both set; both thin the frames out, leave one out'),
+        *unless(is_time(look.start), f'video.start is {look.start}, allowed is -1. (the first frame) or seconds from 0.'),
+        *unless(is_time(look.end), f'video.end is {look.end}, allowed is -1. (the last frame) or seconds from 0.'),
+        *unless(look.end == -1 or not look.end <= max(0, look.start),
+                f'video.end is {look.end} and video.start is {look.start}; the end must be after the start'),
+        *unless(0 <= share <= 1, f'corruptness_check.corruption_threshold is {share}, allowed is from 0. to 1. (never)'),
+        *unless(length >= 1, f'selected_sequence_length is {length}, allowed is a whole number from 1'),
+        *(sequence_faults(cfg, length) if length > 1 else []),
+    ]
+
+def sequence_faults(
+    cfg: CurateConfig,  # configuration
+    length: int,        # of a sequence, frames, above 1
+) -> list[str]:         # faults
+    "Faults of what does not go together with sequences."
+    asked, n = f'selected_sequence_length is {length}', cfg.stopping_condition.n_samples
+    near = f'{n//length*length} or {(n//length + 1)*length}' if n >= length else f'{length} at least'
+    return [
+        *unless(not cfg.remove_exact_duplicates, f'{asked}, and a sequence needs all of its frames, also those in which nothing moves; '
+                'add remove_exact_duplicates=False'),
+        *unless(not cfg.datapool.name, f'{asked} and datapool.name is set; a datapool holds single samples; leave one of the two out'),
+        *unless(not is_whole(n) or n < 1 or n % length == 0, f'stopping_condition.n_samples is {n} and {asked}; allowed is a '
+                f'multiple of {length}, such as {near}, or a share'),
     ]
 
 # %% ../../nbs/00_core/01_config.ipynb #65c2856d
@@ -523,6 +577,9 @@ def step_faults(
         *unless(not (cfg.allow_random_weights and (cfg.enable_training or cfg.checkpoint)),
                 'allow_random_weights is set, and so is enable_training or checkpoint, which give weights; '
                 'leave one out (training from random weights is lightly.pre_trained=False)'),
+        *unless(not is_trained(cfg) or bool(cfg.checkpoint or cfg.lightly['pre_trained']) or cfg.lightly['trainer']['max_epochs'] != 0,
+                'lightly.trainer.max_epochs is 0 and lightly.pre_trained is False, so the weights would be random; train for an '
+                'epoch at least, or leave the training out and use allow_random_weights=True'),
         *one_of('train.recipe', cfg.train.recipe, RECIPES),
         *one_of('train.logger', cfg.train.logger, LOGGERS),
         *unless(cfg.train.cache_side == -1 or cfg.train.cache_side >= MIN_INPUT_SIZE,
@@ -569,7 +626,7 @@ def check_config(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words, empty when all is well
     "Everything that is wrong with a configuration, before a file is touched."
-    faults = [*selection_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *step_faults(cfg)]
+    faults = [*selection_faults(cfg), *video_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *step_faults(cfg)]
     return faults + lightly_faults(cfg.lightly)
 
 # %% ../../nbs/00_core/01_config.ipynb #54616ac6
@@ -712,7 +769,8 @@ def notices(
     said, stop = [], cfg.stopping_condition
     selects = not cfg.steps or 'select' in cfg.steps
     if selects and not is_set(stop):
-        said.append('No stopping condition is set, so every sample that is available is kept.')
+        kept = 'sample that is available' if cfg.selected_sequence_length == 1 else 'whole sequence'
+        said.append(f'No stopping condition is set, so every {kept} is kept.')
     if not cfg.dump_dataset and (cfg.output_image_size != -1 or cfg.output_image_format != 'png'):
         said.append('output_image_size and output_image_format have no effect without dump_dataset=True.')
     if cfg.remove_exact_duplicates and not cfg.enable_corruptness_check and not cfg.embeddings:

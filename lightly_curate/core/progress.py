@@ -111,7 +111,7 @@ class Progress:
     def __init__(
         self,
         what: str,             # what is being done
-        n_total: int,          # how many there are
+        n_total: int,          # how many there are, as far as is known; it grows when there are more
         unit: str = 'images',  # of what
     ):
         self.what, self.n_total, self.unit = what, n_total, unit
@@ -130,6 +130,7 @@ class Progress:
     ) -> None:
         "Count `n` more."
         self.n_done += n
+        self.n_total = max(self.n_total, self.n_done)
         self.efficiency = efficiency
         if time.perf_counter() - self.told >= READ_EVERY_S: self.tell()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['RUN_MARK', 'replacing', 'RunState', 'RunDir']
+__all__ = ['RUN_MARK', 'replacing', 'RunState', 'RunData', 'RunDir']
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f6206b64
 @contextmanager
@@ -46,6 +46,10 @@ class RunState:
     @property
     def state_rows(self) -> Path: return self.root/RUN_MARK/'rows.npy'
     @property
+    def state_frames(self) -> Path: return self.root/RUN_MARK/'frames.npy'          # vectors of frames, until embed has them all
+    @property
+    def state_frame_rows(self) -> Path: return self.root/RUN_MARK/'frame_rows.npy'  # rows that they belong to
+    @property
     def state_pool(self) -> Path: return self.root/RUN_MARK/'pool.npy'        # vectors of the datapool as this run saw it
     @property
     def state_members(self) -> Path: return self.root/RUN_MARK/'members.npy'  # rows that were in it
@@ -60,18 +64,10 @@ class RunState:
     def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'     # what a finished stage was given
     def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'  # sample table after it
 
-# %% ../../nbs/00_core/02_rundir.ipynb #bee08ae2
+# %% ../../nbs/00_core/02_rundir.ipynb #6cbe4deb
 @dataclass(frozen=True)
-class RunDir(RunState):
-    "The files of one run below its root folder."
-    @property
-    def config(self) -> Path: return self.root/'config'
-    @property
-    def config_yaml(self) -> Path: return self.root/'config'/'config.yaml'
-    @property
-    def hydra_yaml(self) -> Path: return self.root/'config'/'hydra.yaml'
-    @property
-    def overrides_yaml(self) -> Path: return self.root/'config'/'overrides.yaml'
+class RunData(RunState):
+    "What a run leaves in its folder `data`."
     @property
     def data(self) -> Path: return self.root/'data'
     @property
@@ -87,7 +83,26 @@ class RunDir(RunState):
     @property
     def samples_parquet(self) -> Path: return self.root/'data'/'samples.parquet'
     @property
+    def videos_csv(self) -> Path: return self.root/'data'/'videos.csv'
+    @property
+    def sequence_information(self) -> Path: return self.root/'data'/'sequence_information.json'
+    @property
+    def corruptness_information(self) -> Path: return self.root/'data'/'corruptness_check_information.json'
+    @property
     def sampled(self) -> Path: return self.root/'data'/'sampled'
+
+# %% ../../nbs/00_core/02_rundir.ipynb #bee08ae2
+@dataclass(frozen=True)
+class RunDir(RunData):
+    "The files of one run below its root folder."
+    @property
+    def config(self) -> Path: return self.root/'config'
+    @property
+    def config_yaml(self) -> Path: return self.root/'config'/'config.yaml'
+    @property
+    def hydra_yaml(self) -> Path: return self.root/'config'/'hydra.yaml'
+    @property
+    def overrides_yaml(self) -> Path: return self.root/'config'/'overrides.yaml'
     @property
     def corrupt_filenames(self) -> Path: return self.root/'filenames'/'corrupt_filenames.txt'
     @property

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
+from .errors import InputError
 from .rundir import replacing
 
 # %% auto #0
-__all__ = ['STATUS', 'SOURCE', 'COLUMNS', 'name_order', 'make_samples', 'check_samples', 'is_ordered', 'with_columns',
-           'available', 'count_samples', 'result_order', 'save_samples', 'load_samples']
+__all__ = ['STATUS', 'SOURCE', 'COLUMNS', 'UNSAID', 'ADDED', 'name_order', 'with_all_columns', 'to_samples', 'make_samples',
+           'check_samples', 'is_ordered', 'with_columns', 'available', 'count_samples', 'result_order', 'save_samples',
+           'load_samples']
 
 # %% ../../nbs/00_core/03_samples.ipynb #eb487020
 STATUS = ('ok', 'corrupt', 'duplicate', 'masked', 'member', 'excluded', 'outlier')
-SOURCE = ('image', 'frame')
+SOURCE = ('image', 'frame', 'video')
 COLUMNS: dict[str, Any] = {
     'filename': 'string', 'source': pd.CategoricalDtype(SOURCE), 'path': 'string', 'frame': 'Int64', 'pts': 'Int64',
-    'label': 'Int64', 'width': 'Int32', 'height': 'Int32', 'content': 'string', 'status': pd.CategoricalDtype(STATUS),
-    'reason': 'string', 'duplicate_of': 'Int64', 'preselected': 'bool', 'selected': 'bool', 'rank': 'Int64',
+    'time_s': 'float64', 'label': 'Int64', 'width': 'Int32', 'height': 'Int32', 'content': 'string',
+    'uniform_row_ratio': 'float32', 'status': pd.CategoricalDtype(STATUS), 'reason': 'string', 'duplicate_of': 'Int64', 'preselected': 'bool', 'selected': 'bool', 'rank': 'Int64',
     'gap': 'float32', 'nearest_selected': 'Int64', 'nearest_distance': 'float32',
 }
 
@@ -33,22 +35,34 @@ def name_order(
     "Bytes of a filename: the order of the sample table."
     return os.fsencode(filename)
 
+UNSAID = dict.fromkeys(COLUMNS, pd.NA) | dict.fromkeys(['uniform_row_ratio', 'time_s', 'gap', 'nearest_distance'], np.nan) | {
+    'source': 'image', 'status': 'ok', 'label': 0, 'preselected': False, 'selected': False}  # value of a column that nobody told
+
+def with_all_columns(
+    known: pd.DataFrame,  # (n rows) filename, path and any other columns of the sample table
+) -> pd.DataFrame:        # (n rows) the same rows with all columns, in the types of the sample table
+    "What is known, with nothing said about the rest."
+    unknown = sorted(set(known.columns) - set(COLUMNS))
+    if unknown: raise ValueError(f'{unknown[0]} is no column of the sample table, allowed are {", ".join(COLUMNS)}')
+    return known.assign(**{o: UNSAID[o] for o in COLUMNS if o not in known.columns})[list(COLUMNS)].astype(COLUMNS)
+
+def to_samples(
+    known: pd.DataFrame,  # (n rows) as for `with_all_columns`, in any order
+) -> pd.DataFrame:        # (n rows) sample table, sorted
+    "Sample table of what is known."
+    samples = with_all_columns(known)
+    keys = [name_order(o) for o in samples['filename']]
+    return check_samples(samples.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True))
+
 def make_samples(
     filenames: Sequence[str],                # (n,) unique posix paths, in any order
     paths: Sequence[str] | None = None,      # (n,) files to open relative to the input folder, default: `filenames`
     labels: Sequence[int] | None = None,     # (n,) weak labels, default: 0
-) -> pd.DataFrame:                           # (n rows) sample table, sorted, all images and all ok
-    "Sample table of images nothing is known about yet."
-    n = len(filenames)
-    known = pd.DataFrame({'filename': list(filenames), 'path': list(filenames if paths is None else paths),
-                          'label': [0]*n if labels is None else list(labels)})
-    keys = [name_order(o) for o in filenames]
-    known = known.iloc[sorted(range(n), key=keys.__getitem__)].reset_index(drop=True)
-    samples = pd.DataFrame({o: known.get(o, pd.Series([pd.NA]*n)) for o in COLUMNS})
-    samples['source'], samples['status'] = 'image', 'ok'
-    samples[['preselected', 'selected']] = False
-    samples[['gap', 'nearest_distance']] = np.float32('nan')
-    return check_samples(samples.astype(COLUMNS))
+    source: Sequence[str] | None = None,     # (n,) each of SOURCE, default: image
+) -> pd.DataFrame:                           # (n rows) sample table, sorted, all ok
+    "Sample table of files nothing is known about yet."
+    told = {'filename': filenames, 'path': filenames if paths is None else paths, 'label': labels, 'source': source}
+    return to_samples(pd.DataFrame({name: list(o) for name, o in told.items() if o is not None}))
 
 # %% ../../nbs/00_core/03_samples.ipynb #5b8c32e1
 def check_samples(
@@ -133,10 +147,15 @@ def save_samples(
     with replacing(path) as temporary:
         check_samples(samples).to_parquet(temporary, index=False)
 
+ADDED = {'preselected': False, 'time_s': np.nan, 'uniform_row_ratio': np.nan}  # columns that tables of earlier versions lack
+
 def load_samples(
     path: Path,       # Parquet file written by `save_samples`
 ) -> pd.DataFrame:    # sample table
-    "Read a table and check it; one of version 0.1 knows of no preselected samples."
-    table = pd.read_parquet(path)
-    if 'preselected' not in table: table['preselected'] = False
+    "Read a table and check it; columns that an earlier version did not know of say nothing."
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these two
+        raise InputError(f'{path} cannot be read ({str(error).splitlines()[0]}); remove it, and that step is done again') from None
+    for name in ADDED.keys() - set(table.columns): table[name] = ADDED[name]
     return check_samples(table[list(COLUMNS)].astype(COLUMNS))

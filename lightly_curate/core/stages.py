@@ -63,18 +63,19 @@ def stage_inputs(
     own: dict[str, dict[str, Any]] = {
         'scan': {'input_dir': str(Path(cfg.input_dir).absolute()), **source},
         'clean': {'enable_corruptness_check': cfg.enable_corruptness_check, 'max_image_pixels': cfg.max_image_pixels,
-                  'remove_exact_duplicates': cfg.remove_exact_duplicates},
+                  'remove_exact_duplicates': cfg.remove_exact_duplicates, **dict(leaves(cfg.video, 'video')),
+                  **dict(leaves(cfg.corruptness_check, 'corruptness_check'))},
         'train': training_inputs(cfg),
         'embed': {**given_file(cfg, 'checkpoint'), 'allow_random_weights': cfg.allow_random_weights,
                   'lightly.trainer.precision': str(keys['trainer']['precision']),
                   'lightly.collate.input_size': keys['collate']['input_size'],
                   **{f'lightly.model.{o}': keys['model'][o] for o in ('name', 'num_ftrs', 'width')}},
         'select': {'method': cfg.method, 'normalize_embeddings': cfg.normalize_embeddings, 'lightly.seed': keys['seed'],
-                   **dict(leaves(cfg.stopping_condition, 'stopping_condition')), **dict(leaves(cfg.select, 'select')),
+                   'selected_sequence_length': cfg.selected_sequence_length, **dict(leaves(cfg.stopping_condition, 'stopping_condition')), **dict(leaves(cfg.select, 'select')),
                    **pool_inputs(cfg)},
         'deliver': {'dump_dataset': cfg.dump_dataset, 'output_image_size': cfg.output_image_size,
                     'output_image_format': cfg.output_image_format, **history},
-        'report': {'n_example_images': cfg.n_example_images, 'memory_requirement_in_GB': cfg.memory_requirement_in_GB,
+        'report': {'n_example_images': cfg.n_example_images, 'show_video_sampling_timeline': cfg.show_video_sampling_timeline, 'memory_requirement_in_GB': cfg.memory_requirement_in_GB,
                    'savings': asdict(cfg.savings)},
     }
     assert tuple(own) == STAGES

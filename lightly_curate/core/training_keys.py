@@ -5,13 +5,15 @@
 # %% ../../nbs/00_core/07_training_keys.ipynb #08431ca4
 from __future__ import annotations
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 from .config import CurateConfig, check_config, is_trained, is_whole, unless
 
 # %% auto #0
-__all__ = ['Rule', 'SHARE', 'FROM_0', 'ABOVE_0', 'SWITCH', 'ANYTHING', 'COLLATE', 'MODEL', 'CRITERION', 'OPTIMIZER', 'ADAMW',
-           'LOADER', 'TRAINER', 'OURS', 'CHECKPOINT', 'GROUPS', 'is_number', 'is_pair', 'count_from', 'group_faults',
+__all__ = ['Rule', 'SHARE', 'FROM_0', 'ABOVE_0', 'SWITCH', 'ANYTHING', 'COLLATE', 'MAX_FEATURES', 'MAX_BANK', 'MAX_SEED', 'MODEL',
+           'CRITERION', 'OPTIMIZER', 'ADAMW', 'LOADER', 'TIME', 'TRAINER', 'OURS', 'CHECKPOINT', 'GROUPS', 'is_number',
+           'is_pair', 'is_range', 'count_from', 'one_of_these', 'or_none', 'count_to', 'pair_faults', 'group_faults',
            'training_faults', 'check_keys']
 
 # %% ../../nbs/00_core/07_training_keys.ipynb #561e031b
@@ -25,15 +27,40 @@ def is_number(
 
 def is_pair(
     value: Any,  # as given
+) -> bool:       # list of two numbers
+    "Whether a value is a pair of numbers."
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+
+def is_range(
+    value: Any,  # as given
 ) -> bool:       # list of two numbers, the lower one first
     "Whether a value is a range."
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+    return is_pair(value) and value[0] <= value[1]
 
 def count_from(
     low: int,  # smallest
 ) -> Rule:
     "A whole number."
     return (lambda o: is_whole(o) and o >= low), f'a whole number from {low}'
+
+def one_of_these(
+    *values: Any,  # plain
+) -> Rule:
+    "One of a few values, a truth value apart from a number."
+    words = ', '.join('null' if o is None else str(o) for o in values)
+    return (lambda o: any(o is value or (o == value and type(o) is type(value)) for value in values)), words
+
+def or_none(
+    rule: Rule,  # for all other values
+) -> Rule:
+    "A rule that null keeps too."
+    return (lambda o: o is None or rule[0](o)), f'null, or {rule[1]}'
+
+def count_to(
+    high: int,  # largest
+) -> Rule:
+    "A whole number from 1."
+    return (lambda o: is_whole(o) and 1 <= o <= high), f'a whole number from 1 to {high}'
 
 SHARE: Rule = (lambda o: is_number(o) and 0 <= o <= 1), 'a number from 0 to 1'
 FROM_0: Rule = (lambda o: is_number(o) and o >= 0), 'a number from 0'
@@ -47,26 +74,42 @@ COLLATE: dict[str, Rule] = {
     'cj_hue': ((lambda o: is_number(o) and 0 <= o <= .5), 'a number from 0 to 0.5 (half the colour circle, all of it)'),
     'min_scale': ((lambda o: is_number(o) and 0 < o <= 1), 'a number above 0 and up to 1'), 'random_gray_scale': SHARE,
     'gaussian_blur': SHARE, 'vf_prob': SHARE, 'hf_prob': SHARE, 'rr_prob': SHARE,
-    'sigmas': ((lambda o: is_pair(o) and o[0] >= 0), 'a range such as [0.2,2]'),
-    'rr_degrees': ((lambda o: o is None or FROM_0[0](o) or is_pair(o)), 'null (turn by 90), degrees, or a range such as [-20,20]'),
+    'sigmas': ((lambda o: is_range(o) and o[0] >= 0), 'a range from 0 or more such as [0.2,2], the lower number first'),
+    'rr_degrees': ((lambda o: o is None or FROM_0[0](o) or is_range(o)), 'null (turn by 90), degrees, or a range such as [-20,20], the lower number first'),
 }
-MODEL: dict[str, Rule] = {'name': ANYTHING, 'num_ftrs': ANYTHING, 'width': ANYTHING, 'out_dim': count_from(1)}
-CRITERION: dict[str, Rule] = {'temperature': ABOVE_0, 'memory_bank_size': count_from(0)}
+MAX_FEATURES = 16_384    # length of an embedding or a projection; the widest networks give 2,048 to 4,096
+MAX_BANK = 1_000_000     # projections in the memory bank; MoCo has 65,536
+MAX_SEED = 2**63 - 1     # what torch takes
+MODEL: dict[str, Rule] = {'name': ANYTHING, 'num_ftrs': ANYTHING, 'width': ANYTHING, 'out_dim': count_to(MAX_FEATURES)}
+CRITERION: dict[str, Rule] = {
+    'temperature': ((lambda o: is_number(o) and o >= 1e-8), 'a number above 0 (at least 1e-8)'),
+    'memory_bank_size': ((lambda o: is_whole(o) and 0 <= o <= MAX_BANK), f'a whole number from 0 to {MAX_BANK}'), 'gather_distributed': SWITCH}
 OPTIMIZER: dict[str, Rule] = {
     'lr': FROM_0, 'weight_decay': SHARE, 'momentum': SHARE, 'dampening': FROM_0, 'nesterov': SWITCH, 'maximize': SWITCH,
-    'foreach': ANYTHING, 'differentiable': SWITCH, 'fused': ANYTHING,
+    'foreach': one_of_these(True, False, None), 'fused': one_of_these(True, False, None),
+    'differentiable': one_of_these(False),  # it keeps what no training here asks for
 }
-ADAMW: dict[str, Rule] = {'betas': ((lambda o: is_pair(o) and 0 <= o[0] and o[1] < 1), 'two numbers such as [0.9,0.999]'),
+ADAMW: dict[str, Rule] = {'betas': ((lambda o: is_pair(o) and all(0 <= beta < 1 for beta in o)), 'two numbers from 0 to below 1 such as [0.9,0.999]'),
                           'eps': ABOVE_0, 'amsgrad': SWITCH}  # of the recipe modern, which has another optimizer
-LOADER: dict[str, Rule] = {'batch_size': ANYTHING, 'num_workers': ANYTHING, 'shuffle': SWITCH, 'drop_last': SWITCH}
+LOADER: dict[str, Rule] = {'batch_size': count_from(2), 'num_workers': ANYTHING, 'shuffle': SWITCH, 'drop_last': SWITCH}
 
 # %% ../../nbs/00_core/07_training_keys.ipynb #4d921acb
-TRAINER: dict[str, Rule] = {o: ANYTHING for o in (
-    'gpus', 'weights_summary', 'accelerator', 'strategy', 'devices', 'precision', 'min_epochs', 'max_time',
-    'limit_train_batches', 'log_every_n_steps', 'gradient_clip_val', 'gradient_clip_algorithm',
-    'deterministic', 'benchmark', 'profiler', 'detect_anomaly', 'sync_batchnorm', 'enable_model_summary')}
-TRAINER |= {'max_epochs': count_from(0), 'num_nodes': count_from(1), 'accumulate_grad_batches': count_from(1),
-            'max_steps': count_from(-1), 'min_steps': ANYTHING}
+TIME = re.compile(r'(?=.*[1-9])\d\d:\d\d:\d\d:\d\d')  # not all zero
+TRAINER: dict[str, Rule] = {
+    'gpus': ANYTHING, 'devices': ANYTHING, 'precision': ANYTHING,  # learn.devices knows the machine
+    'max_epochs': count_from(0), 'min_epochs': or_none(count_from(0)), 'min_steps': or_none(count_from(0)),
+    'max_steps': ((lambda o: is_whole(o) and (o == -1 or o >= 1)), '-1 (no limit) or a whole number from 1'),
+    'max_time': or_none(((lambda o: isinstance(o, str) and TIME.fullmatch(o) is not None), 'days, hours, minutes and seconds such as 00:12:00:00')),
+    'limit_train_batches': or_none(((lambda o: (is_whole(o) and o >= 1) or (isinstance(o, float) and 0 < o <= 1)),
+                                    'a number of batches from 1, or a share above 0. and up to 1.')),
+    'accumulate_grad_batches': count_from(1), 'log_every_n_steps': or_none(count_from(0)),
+    'gradient_clip_val': or_none(FROM_0), 'gradient_clip_algorithm': one_of_these('norm', 'value', None),
+    'accelerator': one_of_these('auto', 'cpu', 'gpu', 'cuda', None), 'num_nodes': count_from(1),
+    'strategy': one_of_these('auto', 'ddp', 'ddp_find_unused_parameters_true', 'ddp_find_unused_parameters_false', None),
+    'deterministic': one_of_these(True, False, 'warn', None), 'benchmark': one_of_these(True, False, None), 'detect_anomaly': SWITCH,
+    'profiler': one_of_these('simple', 'advanced', 'pytorch', None), 'sync_batchnorm': SWITCH,
+    'enable_model_summary': one_of_these(True, False, None), 'weights_summary': one_of_these('top', 'full', 'null', None),
+}
 OURS: dict[str, str] = {  # argument of the Trainer that is not passed on: what to do instead
     'logger': 'use train.logger', 'callbacks': 'use the functions of learn.train in a notebook',
     'enable_checkpointing': 'use lightly.checkpoint_callback.save_top_k', 'enable_progress_bar': 'leave it out',
@@ -85,11 +128,27 @@ GROUPS: dict[str, dict[str, Rule]] = {
 }
 
 # %% ../../nbs/00_core/07_training_keys.ipynb #9f96b8a2
+def pair_faults(
+    group: str,                # e.g. 'collate'
+    given: Mapping[str, Any],  # its keys and values, each allowed by itself
+    recipe: str,               # train.recipe
+) -> list[str]:                # faults in words
+    "Values of one group that do not go together."
+    hue = given.get('cj_strength', 1)*given.get('cj_hue', 0) if group == 'collate' else 0
+    no_momentum = given.get('nesterov') and recipe != 'modern' and not (given.get('momentum', 0) > 0 and given.get('dampening', 0) == 0)
+    nothing_kept = group == 'checkpoint_callback' and given.get('save_last') is False and given.get('save_top_k') == 0
+    return [
+        *unless(hue <= .5, f'lightly.collate.cj_hue times cj_strength is {hue:g}, allowed is up to 0.5 (half the colour circle); lower one of them'),
+        *unless(not (given.get('fused') and given.get('foreach')), f'lightly.{group}.fused and foreach are both True; leave one out'),
+        *unless(not no_momentum, f'lightly.{group}.nesterov needs lightly.{group}.momentum above 0 and no dampening'),
+        *unless(not nothing_kept, 'lightly.checkpoint_callback.save_last is False and save_top_k is 0, so nothing of the training would be kept; '
+                                  'leave one of them out')]
+
 def group_faults(
-    group: str,             # e.g. 'collate'
-    given: dict[str, Any],  # its keys and values
-    recipe: str,            # train.recipe
-) -> list[str]:             # faults in words
+    group: str,                # e.g. 'collate'
+    given: Mapping[str, Any],  # its keys and values
+    recipe: str = '',          # train.recipe; counts for optimizer
+) -> list[str]:                # faults in words
     "What is wrong in one group of keys below lightly."
     more = ADAMW if group == 'optimizer' and recipe == 'modern' else {}
     rules, faults = GROUPS[group] | more, []
@@ -98,13 +157,13 @@ def group_faults(
         if group == 'trainer' and name in OURS:
             faults.append(f'{key} is set by the package itself; {OURS[name]}')
         elif name not in rules:
-            near = difflib.get_close_matches(name, rules, n=1)
+            near = difflib.get_close_matches(name, rules, n=1, cutoff=.7)
             hint = f', did you mean {near[0]}?' if near else f'; there are {", ".join(rules)}'
             faults.append(f'{key} is no known key{hint}')
         else:
             allows, words = rules[name]
             faults += unless(allows(value), f'{key} is {value!r}, allowed is {words}')
-    return faults
+    return faults or pair_faults(group, given, recipe)
 
 def training_faults(
     cfg: CurateConfig,  # configuration
@@ -114,6 +173,8 @@ def training_faults(
     faults = [fault for group in GROUPS for fault in group_faults(group, cfg.lightly[group], cfg.train.recipe)]
     known = [*GROUPS, 'pre_trained', 'seed', 'environment_variable_names']
     faults += [f'lightly.{o} is no known group; there are {", ".join(known)}' for o in cfg.lightly if o not in known]
+    faults += unless(not is_whole(cfg.lightly['seed']) or cfg.lightly['seed'] <= MAX_SEED,
+                     f'lightly.seed is {cfg.lightly["seed"]}, allowed is up to {MAX_SEED} when training')
     return faults + unless(isinstance(cfg.lightly['pre_trained'], bool),
                            f'lightly.pre_trained is {cfg.lightly["pre_trained"]!r}, allowed is True or False')
 

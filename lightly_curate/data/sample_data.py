@@ -5,16 +5,20 @@
 # %% ../../nbs/10_data/14_sample_data.ipynb #5efa7d71
 from __future__ import annotations
 import shutil
-from dataclasses import dataclass
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageEnhance
 from .images import to_8bit
 
 # %% auto #0
-__all__ = ['SIZES', 'MIN_IMAGES', 'JPEG_QUALITY', 'sample_photos', 'View', 'cut', 'draw_views', 'pan_views', 'save_sample',
-           'plant', 'make_sample_data']
+__all__ = ['SIZES', 'MIN_IMAGES', 'JPEG_QUALITY', 'CODEC_OF_EXTENSION', 'ENCODER_OPTIONS', 'sample_photos', 'View', 'cut',
+           'draw_views', 'pan_views', 'save_sample', 'plant', 'make_sample_data', 'mark_turned', 'make_video']
 
 # %% ../../nbs/10_data/14_sample_data.ipynb #577bb4de
 @cache
@@ -142,3 +146,60 @@ def make_sample_data(
     jpegs = [o for o in written if o.suffix == '.jpg']
     plant(folder, [jpegs[i] for i in rng.permutation(len(jpegs))], n_copies)
     return folder
+
+# %% ../../nbs/10_data/14_sample_data.ipynb #6d3cf1f0
+CODEC_OF_EXTENSION = {'.webm': 'libvpx', '.avi': 'mpeg4', '.mpg': 'mpeg2video', '.mpeg': 'mpeg2video', '.hevc': 'libx265'}
+ENCODER_OPTIONS = {'libx264': {'sc_threshold': '0', 'crf': '23', 'x264-params': 'mbtree=0:weightp=0'}, 'libvpx': {'deadline': 'good', 'cpu-used': '8'},
+                   'libx265': {'x265-params': 'log-level=none:pools=1'}}
+
+def mark_turned(
+    path: Path,   # MP4 or MOV file, changed in place
+    turned: int,  # 0, 90, 180 or 270: degrees counter-clockwise that make the picture upright
+) -> None:
+    "Write a rotation into the display matrix of the first track."
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turned]
+    matrix = [round(o*65_536) for o in (cosine, -sine, 0, sine, cosine, 0, 0, 0)] + [1 << 30]  # ISO/IEC 14496-12, 8.3.2
+    content = bytearray(path.read_bytes())
+    start = content.index(b'tkhd') + 44
+    content[start:start + 36] = struct.pack('>9i', *matrix)
+    path.write_bytes(content)
+
+def make_video(
+    path: Path,                                # file to write; its extension chooses the container
+    n_frames: int = 24,                        # at least 1
+    size: tuple[int, int] = (96, 64),          # width, height as stored, pixels
+    fps: int = 12,                             # frames a second
+    codec: str | None = None,                  # name of an encoder of FFmpeg, default: by the extension, else libx264
+    photo: str = 'china',                      # which of `sample_photos` the camera pans over
+    keyframe_every: int = 12,                  # frames from one keyframe to the next
+    pixels: str | None = None,                 # pixel format, default: yuv420p, for odd sizes yuv444p
+    turned: int = 0,                           # degrees counter-clockwise that make it upright; MP4 and MOV only
+    times_s: Sequence[float] | None = None,    # (n_frames,) time of each frame, seconds; backwards with mjpeg only
+    n_streams: int = 1,                        # video streams; those after the first show the pan backwards
+) -> Path:                                     # `path`
+    "Film a pan over a photograph."
+    import av
+    path, odd = Path(path), size[0] % 2 or size[1] % 2
+    ticks = list(range(n_frames)) if times_s is None else [round(1000*o) for o in times_s]
+    codec = codec or CODEC_OF_EXTENSION.get(path.suffix, 'libx264')
+    pictures = [cut(sample_photos()[photo], replace(o, size=size)) for o in pan_views(n_frames)]
+    with av.open(str(path), 'w', options={'fflags': '+bitexact'}) as container:
+        streams = []
+        for _ in range(n_streams):
+            stream: Any = container.add_stream(codec, rate=fps, options=ENCODER_OPTIONS.get(codec, {}))
+            stream.width, stream.height, stream.pix_fmt = *size, pixels or ('yuv444p' if odd else 'yuv420p')
+            stream.codec_context.time_base = Fraction(1, fps if times_s is None else 1000)
+            stream.codec_context.thread_count, stream.codec_context.gop_size = 1, keyframe_every
+            streams.append(stream)
+        for number, stream in enumerate(streams):
+            packets: list[Any] = []
+            for tick, picture in zip(sorted(ticks), pictures[::-1] if number else pictures, strict=True):
+                frame = av.VideoFrame.from_image(picture)
+                frame.pts, frame.time_base = tick, stream.codec_context.time_base
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+            if ticks != sorted(ticks):
+                for i, packet in enumerate(packets): packet.pts, packet.dts = ticks[i], min(ticks[i:])
+            container.mux(packets)
+    if turned: mark_turned(path, turned)
+    return path

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/60_deliver/60_export.ipynb #d6c19d33
 from __future__ import annotations
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 import pandas as pd
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available, result_order
@@ -13,8 +15,8 @@ from ..embed.embedding_csv import write_embeddings
 from ..embed.vectors import Vectors
 
 # %% auto #0
-__all__ = ['write_names', 'write_filename_lists', 'removed_table', 'write_removed_samples', 'write_available_embeddings',
-           'write_selected_embeddings']
+__all__ = ['write_names', 'write_filename_lists', 'removed_table', 'write_removed_samples', 'write_json', 'write_corruptness',
+           'video_table', 'write_videos', 'write_available_embeddings', 'write_selected_embeddings']
 
 # %% ../../nbs/60_deliver/60_export.ipynb #54fbe8eb
 def write_names(
@@ -56,6 +58,44 @@ def write_removed_samples(
     "Write the table of what was left out."
     with replacing(path) as temporary:
         removed_table(samples).to_csv(temporary, index=False, encoding='utf-8')
+
+# %% ../../nbs/60_deliver/60_export.ipynb #25217423
+def write_json(
+    path: Path,     # JSON file
+    content: Any,   # of plain types
+) -> None:
+    "Write JSON, whole or not at all."
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
+
+def write_corruptness(
+    samples: pd.DataFrame,  # sample table
+    path: Path,             # JSON file
+) -> None:
+    "Write which files and frames cannot be used, and why."
+    bad = samples[samples['status'] == 'corrupt']
+    is_video = bad['source'] == 'video'
+    def reasons(part: pd.DataFrame) -> dict[str, str]: return dict(zip(part['filename'], part['reason'], strict=True))
+    write_json(path, {'corrupt_samples': reasons(bad[~is_video]), 'corrupt_videos': reasons(bad[is_video])})
+
+def video_table(
+    samples: pd.DataFrame,                  # sample table after selection
+    videos: Sequence[Mapping[str, Any]],    # facts about each, as `data.frames` gives them
+) -> pd.DataFrame:                          # a row for each video, with n_looked_at, n_available and n_selected
+    "What the videos are, and what was taken from each."
+    frames = samples[samples['source'] == 'frame']
+    by_path = frames.assign(ok=frames['status'] == 'ok').groupby('path')
+    counts = pd.DataFrame({'n_looked_at': by_path.size(), 'n_available': by_path['ok'].sum(), 'n_selected': by_path['selected'].sum()})
+    table = pd.DataFrame(list(videos)).join(counts.astype('Int64'), on='path').assign(notes=['; '.join(o['notes']) for o in videos])
+    return table.fillna({o: 0 for o in counts.columns})
+
+def write_videos(
+    samples: pd.DataFrame,                  # sample table after selection
+    videos: Sequence[Mapping[str, Any]],    # facts about each
+    path: Path,                             # CSV file
+) -> None:
+    "Write the table of videos."
+    with replacing(path) as temporary: video_table(samples, videos).to_csv(temporary, index=False, encoding='utf-8')
 
 # %% ../../nbs/60_deliver/60_export.ipynb #4df2b355
 def write_available_embeddings(

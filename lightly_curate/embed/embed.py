@@ -14,43 +14,36 @@ import pandas as pd
 import torch
 from torch import nn
 from ..core.config import count_cores
-from ..core.errors import CurateError, InputError
+from ..core.errors import CurateError, InputError, WeightsError
 from ..core.progress import Progress, logger
 from ..core.samples import available, with_columns
-from ..data.batches import Batch, load_batches, map_in_threads
+from ..data.batches import Batch, map_in_threads
+from ..data.frames import VideoPass, VideosRead, finish, load_pixels
 from ..data.images import MAX_IMAGE_PIXELS
 from ..data.scan import counted
 from .vectors import Vectors
-from ..learn.backbone import BUILTIN_SHA256, Backbone
+from ..learn.backbone import BUILTIN_SHA256, Backbone, scale_pixels
 
 # %% auto #0
-__all__ = ['scale_pixels', 'choose_device', 'is_half', 'count_workers', 'one_torch_thread', 'embed_batch', 'least_side',
-           'run_batches', 'backbone_words', 'mark_failed', 'embed']
-
-# %% ../../nbs/40_embed/41_embed.ipynb #ae8c1b8f
-def scale_pixels(
-    pixels: np.ndarray,    # (b, s, s, 3) uint8, RGB
-    backbone: Backbone,    # whose `mean` and `std`
-    device: torch.device,  # where to compute
-) -> torch.Tensor:         # (b, 3, s, s) float32, normalised, channels last in memory
-    "Input of the network."
-    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div(255)
-    mean, std = (torch.tensor(o, device=device).view(1, 3, 1, 1) for o in (backbone.mean, backbone.std))
-    return (x - mean)/std
+__all__ = ['HALF_DTYPES', 'NONE_KNOWN', 'choose_device', 'half_dtype', 'count_workers', 'one_torch_thread', 'embed_batch',
+           'least_side', 'run_batches', 'backbone_words', 'mark_failed', 'embed', 'embed_videos']
 
 # %% ../../nbs/40_embed/41_embed.ipynb #b75f3fd7
 def choose_device() -> torch.device:
     "GPU if there is one, else CPU."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
-def is_half(
-    precision: int,        # lightly.trainer.precision: 16 or 32
-    device: torch.device,  # where to compute
-) -> bool:                 # False on a CPU whatever was asked for
-    "Whether to compute in 16 bits."
-    if precision not in (16, 32): raise CurateError(f'lightly.trainer.precision is {precision}, allowed is 16 or 32')
-    if precision == 16 and device.type == 'cpu': logger.info('precision 16 is not used on a CPU: embedding in float32')
-    return precision == 16 and device.type != 'cpu'
+HALF_DTYPES = {'32': None, '16': torch.float16, 'bf16': torch.bfloat16}
+
+def half_dtype(
+    precision: str,          # lightly.trainer.precision
+    device: torch.device,    # where to compute
+) -> torch.dtype | None:     # None: in float32, on a CPU whatever was asked for
+    "The 16-bit type to compute in."
+    if precision not in HALF_DTYPES: raise CurateError(f'lightly.trainer.precision is {precision}, allowed is {", ".join(HALF_DTYPES)}')
+    if device.type != 'cpu': return HALF_DTYPES[precision]
+    if HALF_DTYPES[precision]: logger.info('precision %s is not used on a CPU: embedding in float32', precision)
+    return None
 
 def count_workers(
     n_workers: int,  # lightly.loader.num_workers, -1: one for each core
@@ -71,17 +64,20 @@ def one_torch_thread() -> Iterator[None]:
 
 # %% ../../nbs/40_embed/41_embed.ipynb #16476d88
 def embed_batch(
-    batch: Batch,          # from `load_batches`
+    batch: Batch,          # from `load_pixels`
     backbone: Backbone,    # for its constants
     module: nn.Module,     # its network, on the device
     device: torch.device,  # where to compute
-    half: bool,            # in 16 bits
+    dtype: torch.dtype | None,  # 16-bit type to compute in, None: float32
 ) -> np.ndarray:           # (b, d) float32
     "Embeddings of one batch."
     if not len(batch.rows): return np.empty((0, backbone.n_features), dtype=np.float32)
     if device.type == 'cpu': torch.set_num_threads(1)
-    with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=half):
-        return module(scale_pixels(batch.pixels, backbone, device)).float().cpu().numpy()
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        emb = module(scale_pixels(batch.pixels, backbone, device)).float().cpu().numpy()
+    if emb.shape == (len(batch.rows), backbone.n_features): return emb
+    raise WeightsError(f'{backbone.name} gives an array of {emb.shape} for {counted(len(batch.rows), "picture")}, needed is one row of '
+                       f'{backbone.n_features} numbers for each; mend its forward')
 
 def least_side(
     backbone: Backbone,  # from `load_backbone`
@@ -90,24 +86,20 @@ def least_side(
     return 2*backbone.input_size if backbone.name == 'builtin' else 0
 
 def run_batches(
-    samples: pd.DataFrame,  # sample table
-    rows: np.ndarray,       # (n,) int64 rows to embed, at least one
-    backbone: Backbone,     # from `load_backbone`; its module is copied, not changed
-    input_dir: Path,        # folder that `path` is relative to
-    batch_size: int,        # pictures at a time
-    n_workers: int,         # threads that decode, at least 1
-    precision: int,         # 16 or 32
-    max_pixels: int,        # larger pictures are refused, pixels
+    batches: Iterator[Batch],  # pixels of the input size of the backbone
+    n_pictures: int,           # in all of them, for the progress line
+    backbone: Backbone,        # from `load_backbone`; its module is copied, not changed
+    precision: str,            # '32', '16' or 'bf16'
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:  # (k, d) float32; (k,) int64 rows; row = reason, for the others
-    "Embed rows of the table."
+    "Embed batches as they come."
     device = choose_device()
-    half, n_compute = is_half(precision, device), count_cores() if device.type == 'cpu' else 1
+    dtype, n_compute = half_dtype(precision, device), count_cores() if device.type == 'cpu' else 1
     module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
-    emb, done, failed, waited_s, begun = [], [], {}, 0., time.perf_counter()
-    def compute(batch: Batch) -> tuple[Batch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, half)
-    batches = load_batches(samples, rows, input_dir, backbone.input_size, batch_size, n_workers, max_pixels, least_side(backbone))
+    emb, done, failed = [np.empty((0, backbone.n_features), dtype=np.float32)], [np.empty(0, dtype=np.int64)], {}
+    def compute(batch: Batch) -> tuple[Batch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, dtype)
     steady = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with steady, one_torch_thread(), Progress('embedding', len(rows)) as progress:
+    waited_s, begun = 0., time.perf_counter()
+    with steady, one_torch_thread(), Progress('embedding', n_pictures) as progress:
         for batch, vectors in map_in_threads(compute, batches, n_compute, n_ahead=2*n_compute):
             emb.append(vectors)
             done.append(batch.rows)
@@ -141,23 +133,46 @@ def mark_failed(
                          'run_directory')
     return with_columns(samples, rows, status='corrupt', reason=[failed[int(o)] for o in rows])
 
+NONE_KNOWN = Vectors(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
+
 def embed(
     samples: pd.DataFrame,  # sample table
     backbone: Backbone,     # from `load_backbone`
     input_dir: Path,        # folder that `path` is relative to
     batch_size: int,        # pictures at a time, at least 1; results do not depend on it beyond rounding
     n_workers: int,         # threads that read and decode, -1: one for each core
-    precision: int = 32,    # 16 or 32 bits; 16 on a GPU only
+    precision: str = '32',  # '32', '16' or 'bf16'; 32 on a CPU whatever was asked for
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    known: Vectors = NONE_KNOWN,         # vectors of this backbone that are there already, of frames that were embedded as they were read
 ) -> tuple[pd.DataFrame, Vectors]:       # new sample table; embeddings of the rows that are available in it
     "Embed every available sample."
     rows = available(samples)
     if not len(rows): raise InputError(f'none of the {len(samples)} samples is available for embedding: all are corrupt or duplicates')
-    logger.info('embedding %s with %s', counted(len(rows), 'image'), backbone_words(backbone))
-    begun = time.perf_counter()
-    emb, done, failed = run_batches(samples, rows, backbone, input_dir, batch_size, count_workers(n_workers), precision, max_pixels)
-    if not len(done):
+    known, begun = known.of(np.intersect1d(rows, known.rows)), time.perf_counter()
+    rows = np.setdiff1d(rows, known.rows)
+    if not len(rows): return samples, known
+    logger.info('embedding %s with %s', counted(len(rows), 'sample'), backbone_words(backbone))
+    batches = load_pixels(samples, rows, input_dir, backbone.input_size, batch_size, count_workers(n_workers), max_pixels, least_side(backbone))
+    emb, done, failed = run_batches(batches, len(rows), backbone, precision)
+    if not len(done) and not len(known):
         row = int(rows[0])
-        raise InputError(f'none of {len(rows)} files could be read, first {samples["filename"][row]}: {failed[row]}')
-    logger.info('embedded %s in %.1f s, %s failed', counted(len(done), 'image'), time.perf_counter() - begun, f'{len(failed):,}')
+        raise InputError(f'none of {len(rows)} samples could be read, first {samples["filename"][row]}: {failed[row]}')
+    logger.info('embedded %s in %.1f s, %s failed', counted(len(done), 'sample'), time.perf_counter() - begun, f'{len(failed):,}')
+    if len(known): emb, done = np.concatenate([known.emb, emb]), np.concatenate([known.rows, done])
     return mark_failed(samples, failed), Vectors(emb, done)
+
+# %% ../../nbs/40_embed/41_embed.ipynb #55167a28
+def embed_videos(
+    reading: VideoPass,     # that has not begun
+    backbone: Backbone,     # from `load_backbone`
+    batch_size: int,        # frames at a time, at least 1
+    precision: str = '32',  # '32', '16' or 'bf16'; 32 on a CPU whatever was asked for
+) -> tuple[VideosRead, Vectors]:  # table and facts; embeddings of all frames that were read
+    "Read videos and embed their frames, in one pass."
+    begun = time.perf_counter()
+    logger.info('reading %s and embedding their frames with %s', counted(len(reading.paths), 'video'), backbone_words(backbone))
+    batches = reading.batches(backbone.input_size, batch_size)
+    emb, numbers, _ = run_batches(batches, reading.n_expected(), backbone, precision)
+    read = finish(reading)
+    logger.info('read and embedded %s in %.1f s', counted(len(emb), 'frame'), time.perf_counter() - begun)
+    return read, Vectors(emb, read.rows[numbers])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+import numpy as np
 import torch
 from torch import nn
 from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE
@@ -20,14 +21,15 @@ from .checkpoints import check_kinds, describe, fill, find_prefix, match_state, 
 from .downloads import Download, download_of, fetch, sha256_of, weights_folder
 from .networks import (
     IMAGENET_MEAN, IMAGENET_STD, LIGHTLY_INPUT_SIZE, LIGHTLY_NUM_FTRS, OWN, RESNETS, Network, build_network, check_name, check_sizes,
-    lightly_module, own_name, reduced, set_size, try_network, weights_file)  # noqa: F401
+    own_name, reduced, set_size, try_network, try_training, weights_file)
 
 # %% auto #0
-__all__ = ['ENTRY_FORMAT', 'LIGHTLY_MARK', 'Backbone', 'weights_digest', 'Architecture', 'backbone_entry', 'input_size_of',
-           'read_entry', 'n_channels', 'lightly_architecture', 'find_architecture', 'Request', 'check_request',
-           'architecture_of', 'resized', 'network_from', 'length_words', 'to_backbone', 'read_backbone', 'zoo_key',
-           'zoo_download', 'zoo_words', 'named_file', 'check_builtin', 'named_network', 'to_request', 'load_backbone',
-           'new_head', 'start_network', 'start_words', 'start_backbone']
+__all__ = ['ENTRY_FORMAT', 'LIGHTLY_MARK', 'HEAD', 'Backbone', 'scale_pixels', 'weights_digest', 'Architecture', 'backbone_entry',
+           'input_size_of', 'read_entry', 'n_channels', 'lightly_architecture', 'find_architecture', 'Request',
+           'check_request', 'head_state', 'Found', 'architecture_of', 'resized', 'network_from', 'length_words',
+           'to_backbone', 'frozen', 'read_backbone', 'zoo_key', 'zoo_download', 'zoo_words', 'named_file',
+           'check_builtin', 'named_network', 'to_request', 'load_backbone', 'new_head', 'start_network', 'start_words',
+           'start_backbone']
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #d3957395
 @dataclass(frozen=True)
@@ -42,7 +44,18 @@ class Backbone:
     mean: tuple[float, float, float] = IMAGENET_MEAN  # subtracted from red, green, blue in 0 to 1
     std: tuple[float, float, float] = IMAGENET_STD    # then divided by this
     width: float = 1   # factor on the number of channels, lightly's networks only
-    head: Mapping[str, torch.Tensor] = field(default_factory=dict)  # 'projection_head.layers.0.weight' and so on; empty: none
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)  # 'layers.0.weight' and so on; empty: none
+    is_trained: bool = True  # False: the weights were drawn at random, or are as a user's function builds them without any
+
+def scale_pixels(
+    pixels: np.ndarray,    # (b, s, s, 3) uint8, RGB
+    backbone: Backbone,    # whose `mean` and `std`
+    device: torch.device,  # where to compute
+) -> torch.Tensor:         # (b, 3, s, s) float32, normalised, channels last in memory
+    "Input of the network."
+    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div(255)
+    mean, std = (torch.tensor(o, device=device).view(1, 3, 1, 1) for o in (backbone.mean, backbone.std))
+    return (x - mean)/std
 
 def weights_digest(
     module: nn.Module,  # filled
@@ -62,7 +75,7 @@ class Architecture:
     "Which network some weights belong to."
     name: str      # as of a `Backbone`
     width: float   # factor on the number of channels
-    num_ftrs: int  # length d of an embedding, -1: the network's own
+    n_features: int  # length d of an embedding, -1: the network's own
     input_size: int = LIGHTLY_INPUT_SIZE  # pixels, -1: the network's own
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of the pictures' normalisation
     std: tuple[float, float, float] = IMAGENET_STD    # likewise
@@ -96,7 +109,7 @@ def read_entry(
     colours = [entry.get(o) for o in ('mean', 'std')]
     numbers = [entry.get('width'), *(v for o in colours for v in (o if isinstance(o, (list, tuple)) and len(o) == 3 else [None]))]
     whole = isinstance(entry.get('name'), str) and type(entry.get('n_features')) is int and entry['n_features'] > 0
-    if not whole or not all(isinstance(o, (int, float)) and math.isfinite(o) for o in numbers) or min(entry['std']) <= 0:
+    if not whole or not all(isinstance(o, (int, float)) and math.isfinite(o) for o in numbers) or min(entry['std']) <= 0 or entry['width'] <= 0:
         raise WeightsError(f'{file}: its entry backbone is not whole ({str(dict(entry))[:200]}); train again, or take it out and name the network')
     mean, std = ((float(r), float(g), float(b)) for r, g, b in colours)  # type: ignore[misc]  # checked above
     return Architecture(entry['name'], entry['width'], entry['n_features'], input_size_of(entry.get('input_size'), file), mean, std)
@@ -161,11 +174,30 @@ def check_request(
     "Refuse a request that contradicts the checkpoint."
     faults = []
     if asked.name not in ('auto', found.name): faults.append(f'lightly.model.name is {asked.name}, {file} holds {found.name}')
-    if asked.num_ftrs not in (-1, found.num_ftrs):
-        faults.append(f'lightly.model.num_ftrs is {asked.num_ftrs}, {file} holds {found.num_ftrs}')
+    if asked.num_ftrs not in (-1, found.n_features):
+        faults.append(f'lightly.model.num_ftrs is {asked.num_ftrs}, {file} holds {found.n_features}')
     if asked.width not in (1, found.width):
         faults.append(f'lightly.model.width is {asked.width:g}, {file} holds {found.width:g}')
     if faults: raise WeightsError('; '.join(faults) + '; leave the key out and it is taken from the checkpoint')
+
+# %% ../../nbs/30_learn/33_backbone.ipynb #c0a9c12f
+HEAD = 'projection_head.'
+
+def head_state(
+    state: Mapping[str, torch.Tensor],  # of a checkpoint, names with any prefix: 'model.projection_head.0.weight'
+) -> dict[str, torch.Tensor]:           # names as in lightly since 1.1: 'layers.0.weight'; empty without a head
+    "The projection head's part of a checkpoint."
+    names = {k: k.partition(HEAD)[2] for k in state if HEAD in k}
+    return {o if o.startswith('layers.') else f'layers.{o}': state[k] for k, o in names.items()}
+
+@dataclass(frozen=True)
+class Found:
+    "A network, and where its weights are from."
+    network: Network
+    origin: str              # in words
+    sha256: str = ''         # of the file of weights, '': there is none
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the projection head that lay beside it
+    is_trained: bool = True  # as of a `Backbone`
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #2eb95ca1
 def architecture_of(
@@ -200,22 +232,23 @@ def network_from(
     path: Path,             # file with weights
     asked: Request,         # by the user
     may_reduce: bool,       # a linear layer with random weights may be added for another length
-) -> tuple[Network, dict[str, torch.Tensor]]:  # filled; tensors of the file
+    origin: str = '',       # where they are from, in words, '': a checkpoint
+) -> Found:
     "Network that a file of weights fills."
     content, file = read_checkpoint(path), path.name
     state = tensors_of(content, file)
     found = architecture_of(content, state, asked, file)
     if 'input_size' in content: found = replace(found, input_size=input_size_of(content['input_size'], file))
-    if found.num_ftrs != -1: check_request(asked, found, file)
-    empty = build_network(found.name, found.num_ftrs, found.width, found.input_size)
+    if found.n_features != -1: check_request(asked, found, file)
+    empty = build_network(found.name, found.n_features, found.width, found.input_size)
     named = unrowed(state) if found.name.startswith('torchvision/') else state
     own = match_state(named, empty.module.state_dict(), file, empty.taken_off)
     if own is None:
-        raise WeightsError(f'lightly.model.name is {asked.name}, but less than half of its layers are in {file}. {describe(state, file)}')
+        raise WeightsError(f'{file} should hold {found.name}, but less than half of its layers are in {file}. {describe(state, file)}')
     fill(empty.module, own, file)
-    network = resized(empty if found.num_ftrs == -1 else replace(empty, mean=found.mean, std=found.std), asked.input_size)
+    network = resized(empty if found.n_features == -1 else replace(empty, mean=found.mean, std=found.std), asked.input_size)
     if not may_reduce and asked.num_ftrs not in (-1, network.n_features): raise WeightsError(length_words(network, asked.num_ftrs))
-    return network, state
+    return Found(network, origin or f'checkpoint {file}', sha256_of(path), head_state(state))
 
 def length_words(
     network: Network,  # with its own length
@@ -227,26 +260,27 @@ def length_words(
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #81f3da4a
 def to_backbone(
-    network: Network,   # with weights
-    origin: str,        # where they are from
-    sha256: str,        # of their file, '': of the weights themselves
-    state: Mapping[str, torch.Tensor] | None = None,  # tensors of the file, for the projection head
-) -> Backbone:
-    "A backbone for embedding: in eval mode, not to be trained."
-    words = f'{origin} ({network.name}, width {network.width:g}, {network.n_features} features)'
-    head = {f'projection_head.{k.partition("projection_head.")[2]}': v for k, v in (state or {}).items() if 'projection_head.' in k}
-    module = network.module.eval().requires_grad_(False)
-    return Backbone(module, network.name, network.n_features, network.input_size, words, sha256 or weights_digest(module), network.mean, network.std,
-                    network.width, head)
+    found: Found,  # with weights
+) -> Backbone:     # its module as it is
+    "The record of a network with weights."
+    network = found.network
+    words = f'{found.origin} ({network.name}, width {network.width:g}, {network.n_features} features)'
+    return Backbone(network.module, network.name, network.n_features, network.input_size, words, found.sha256 or weights_digest(network.module),
+                    network.mean, network.std, network.width, found.head, found.is_trained)
+
+def frozen(
+    found: Found,  # with weights
+) -> Backbone:     # in eval mode, none of its weights to be trained
+    "A backbone for embedding."
+    found.network.module.eval().requires_grad_(False)
+    return to_backbone(found)
 
 def read_backbone(
     path: Path,                  # file with weights
-    origin: str,                 # where they are from, for the report
     asked: Request = Request(),  # by the user
 ) -> Backbone:                   # filled, in eval mode, on the CPU
     "Backbone from a file."
-    network, state = network_from(path, asked, may_reduce=False)
-    return to_backbone(network, origin, sha256_of(path), state)
+    return frozen(network_from(path, asked, may_reduce=False))
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #f00fa71b
 def zoo_key(
@@ -295,21 +329,18 @@ def check_builtin(
                            'the file is damaged or exchanged; install the package again')
 
 def named_network(
-    asked: Request,    # its name is none of 'auto'
-    folder: Path,      # of downloads
-    may_reduce: bool,  # a linear layer with random weights may be added for another length
-) -> tuple[Network | None, str, str, dict[str, torch.Tensor]]:  # None: no weights; origin; digest of the file; its tensors
+    asked: Request,           # its name is none of 'auto'
+    file: tuple[Path | None, str],  # from `named_file`
+    may_reduce: bool,         # a linear layer with random weights may be added for another length
+) -> Found | None:  # None: there are no weights for it
     "Network with the weights that go with its name."
-    path, origin = named_file(asked, folder)
-    if path is None and asked.name not in OWN: return None, '', '', {}
-    sha256 = sha256_of(path) if path is not None else ''
-    if asked.name == 'builtin': check_builtin(sha256)
-    if path is not None and asked.name in ('builtin', *RESNETS):
-        network, state = network_from(path, asked, may_reduce)
-        return network, origin, sha256, state
+    path, origin = file
+    if path is None and asked.name not in OWN: return None
+    if asked.name == 'builtin': check_builtin(sha256_of(builtin_weights()))
+    if path is not None and asked.name in ('builtin', *RESNETS): return network_from(path, asked, may_reduce, origin)
     network = build_network(asked.name, -1, asked.width, asked.input_size, file=path)
     if not may_reduce and asked.num_ftrs not in (-1, network.n_features): raise WeightsError(length_words(network, asked.num_ftrs))
-    return network, origin or 'weights as its function builds them', sha256, {}
+    return Found(network, origin or 'weights as its function builds them', sha256_of(path) if path is not None else '')
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #794f57d8
 def to_request(
@@ -317,9 +348,11 @@ def to_request(
     num_ftrs: int,     # lightly.model.num_ftrs
     width: float,      # lightly.model.width
     input_size: int,   # lightly.collate.input_size
+    checkpoint: Path | None,  # file with weights: 'auto' is its network, without one the built-in one
 ) -> Request:          # with the registered name of an own network
     "A request whose name exists and whose sizes are possible."
     name = own_name(name)
+    if name == 'auto' and checkpoint is None: name = 'builtin'
     check_name(name)
     check_sizes(name if name != 'auto' else 'resnet-18', width, num_ftrs, input_size)
     return Request(name, num_ftrs, width, input_size)
@@ -335,30 +368,27 @@ def load_backbone(
     allow_random_weights: bool = False,     # a network that no weights go with is used untrained
 ) -> Backbone:                       # filled, in eval mode, on the CPU
     "Backbone with weights from a checkpoint, or with those that go with its name."
-    asked = to_request(name, num_ftrs, width, input_size)
-    if checkpoint is not None: return read_backbone(Path(checkpoint), f'checkpoint {Path(checkpoint).name}', asked)
-    if asked.name == 'auto': asked = replace(asked, name='builtin')
-    check_sizes(asked.name, width, num_ftrs, input_size)
-    network, origin, sha256, state = named_network(asked, weights_folder(weights_dir), may_reduce=False)
-    if network is not None: return to_backbone(network, origin, sha256, state)
+    asked = to_request(name, num_ftrs, width, input_size, checkpoint)
+    if checkpoint is not None: return read_backbone(Path(checkpoint), asked)
+    found = named_network(asked, named_file(asked, weights_folder(weights_dir)), may_reduce=False)
+    if found is not None: return frozen(found)
     none = zoo_words(zoo_key(asked.name, num_ftrs, width)) if asked.name in RESNETS else 'there are no weights for it'
     if not allow_random_weights:
         raise WeightsError(f'lightly.model.name is {asked.name} and {none}: give checkpoint=..., train first (enable_training=True), or set '
                            'allow_random_weights=True to embed with an untrained network')
-    return to_backbone(build_network(asked.name, num_ftrs, width, input_size), 'random weights, seed 1', '')
+    return frozen(Found(build_network(asked.name, num_ftrs, width, input_size), 'random weights, seed 1', is_trained=False))
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #28dee1d2
 def new_head(
-    path: Path,       # built-in weights
-    asked: Request,   # another num_ftrs than theirs
-    seed: int,        # of the random weights
+    network: Network,  # the built-in one, with weights
+    num_ftrs: int,     # another length than its own
+    seed: int,         # of the random weights
 ) -> Network:
     "The built-in network with a last layer of another length."
-    network, _ = network_from(path, replace(asked, num_ftrs=-1), may_reduce=False)
-    fresh = build_network('builtin', asked.num_ftrs, 1, network.input_size, seed=seed)
+    module = build_network('builtin', num_ftrs, seed=seed).module
     kept = {k: v for k, v in network.module.state_dict().items() if not k.startswith('head.')}
-    fill(fresh.module, fresh.module.state_dict() | kept, path.name)
-    return replace(fresh, mean=network.mean, std=network.std)
+    module.load_state_dict(module.state_dict() | kept)
+    return replace(network, module=module, n_features=num_ftrs)
 
 def start_network(
     asked: Request,           # its name is none of 'auto' unless there is a checkpoint
@@ -366,40 +396,37 @@ def start_network(
     folder: Path,             # of downloads
     pre_trained: bool,        # lightly.pre_trained
     seed: int,                # of random weights
-) -> tuple[Network, str, str, dict[str, torch.Tensor]]:  # network; origin; digest of the file; its tensors
+) -> Found:
     "The network that training starts from, perhaps with another length than it should have."
-    if checkpoint is not None:
-        network, state = network_from(checkpoint, asked, may_reduce=True)
-        return network, f'checkpoint {checkpoint.name}', sha256_of(checkpoint), state
+    if checkpoint is not None: return network_from(checkpoint, asked, may_reduce=True)
+    is_builtin = asked.name == 'builtin'
     if pre_trained:
-        if asked.name == 'builtin' and asked.num_ftrs != -1:
-            check_builtin(sha256_of(builtin_weights()))
-            whole, _ = network_from(builtin_weights(), replace(asked, num_ftrs=-1), may_reduce=False)
-            network = whole if whole.n_features == asked.num_ftrs else new_head(builtin_weights(), asked, seed)
-            return network, f'built-in weights {builtin_weights().stem}', BUILTIN_SHA256, {}
         try:
-            found, origin, sha256, state = named_network(asked, folder, may_reduce=True)
+            file = named_file(asked, folder)
         except WeightsError as error:
-            raise WeightsError(f'{error}; or set lightly.pre_trained=False to train from random weights') from error
-        if found is not None: return found, origin, sha256, state
-    network = build_network(asked.name, -1 if '/' in asked.name or asked.name in OWN else asked.num_ftrs, asked.width, asked.input_size, seed=seed)
-    return network, f'random weights, seed {seed}', '', {}
+            way_out = '' if asked.name in OWN else '; or set lightly.pre_trained=False to train from random weights'
+            raise WeightsError(f'{error}{way_out}') from error
+        found = named_network(replace(asked, num_ftrs=-1) if is_builtin else asked, file, may_reduce=True)
+        if found is not None and is_builtin and asked.num_ftrs not in (-1, found.network.n_features):
+            return replace(found, network=new_head(found.network, asked.num_ftrs, seed))
+        if found is not None: return found
+    own_length = '/' in asked.name or asked.name in OWN
+    network = build_network(asked.name, -1 if own_length else asked.num_ftrs, asked.width, asked.input_size, seed=seed)
+    return Found(network, f'random weights, seed {seed}', is_trained=False)
 
 # %% ../../nbs/30_learn/33_backbone.ipynb #d3b04fe4
 def start_words(
-    network: Network,         # that training starts from
-    origin: str,              # where its weights are from
-    asked: Request,           # by the user
-    pre_trained: bool,        # lightly.pre_trained
-) -> list[str]:               # sentences
+    found: Found,       # that training starts from
+    asked: Request,     # by the user
+    pre_trained: bool,  # lightly.pre_trained
+) -> str:               # sentence
     "What the user should know of the weights that training starts from."
-    words = [f'Training starts from {origin} ({network.name}, {network.n_features} features).']
-    if origin.startswith('random') and asked.name in OWN: words = [f'Training starts from {network.name} as its function builds it.']
-    elif origin.startswith('random') and pre_trained:
-        none = f"the zoo has no {zoo_key(asked.name, asked.num_ftrs, asked.width)}" if asked.name in RESNETS else f'there are no weights for {asked.name}'
-        words = [f'{none[0].upper()}{none[1:]}: training starts from scratch ({origin}).']
-    elif origin.startswith('random'): words = [f'Training starts from scratch ({origin}), as lightly.pre_trained=False asks.']
-    return words
+    if found.is_trained: return f'Training starts from {found.origin} ({found.network.name}, {found.network.n_features} features).'
+    if asked.name in OWN: return f'Training starts from {asked.name} as its function builds it.'
+    if not pre_trained: return f'Training starts from scratch ({found.origin}), as lightly.pre_trained=False asks.'
+    in_zoo = asked.name in RESNETS
+    none = f'The zoo has no {zoo_key(asked.name, asked.num_ftrs, asked.width)}' if in_zoo else f'There are no weights for {asked.name}'
+    return f'{none}: training starts from scratch ({found.origin}).'
 
 def start_backbone(
     name: str = 'auto',              # as of `load_backbone`
@@ -413,17 +440,14 @@ def start_backbone(
     seed: int = 1,                   # of random weights
 ) -> tuple[Backbone, list[str]]:     # in training mode, on the CPU; sentences for the user
     "What training starts from."
-    asked = to_request(name, num_ftrs, width, input_size)
-    if checkpoint is None and asked.name == 'auto': asked = replace(asked, name='builtin')
-    if checkpoint is None: check_sizes(asked.name, width, num_ftrs, input_size)
+    asked = to_request(name, num_ftrs, width, input_size, checkpoint)
     path = None if checkpoint is None else Path(checkpoint)
-    network, origin, sha256, state = start_network(asked, path, weights_folder(weights_dir), pre_trained, seed)
-    words = start_words(network, origin, asked, pre_trained)
-    final = reduced(network, num_ftrs, seed)
-    kept = [o.requires_grad for o in final.module.parameters()]
-    backbone = to_backbone(final, origin, sha256, state)
-    for parameter, wanted in zip(backbone.module.parameters(), kept, strict=True): parameter.requires_grad_(wanted)
+    found = start_network(asked, path, weights_folder(weights_dir), pre_trained, seed)
+    words, own = [start_words(found, asked, pre_trained)], found.network
+    network = reduced(own, num_ftrs, seed)
+    if network is not own:
+        words.append(f'{own.name} gives {own.n_features} features; a linear layer to {num_ftrs} (lightly.model.num_ftrs) starts with random weights.')
+    if network.name not in ('builtin', *RESNETS): words += try_training(network)
+    backbone = to_backbone(replace(found, network=network))
     backbone.module.train()
-    if final is not network:
-        words.append(f'{network.name} gives {network.n_features} features; a linear layer to {num_ftrs} (lightly.model.num_ftrs) starts with random weights.')
     return backbone, words

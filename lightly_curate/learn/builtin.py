@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['BUILTIN_MARK', 'BUILTIN_INPUT_SIZE', 'BUILTIN_SHA256', 'ResidualBlock', 'builtin_module', 'builtin_weights']
+__all__ = ['BUILTIN_MARK', 'BUILTIN_INPUT_SIZE', 'BUILTIN_N_FEATURES', 'BUILTIN_SHA256', 'ResidualBlock', 'builtin_module',
+           'builtin_weights']
 
 # %% ../../nbs/30_learn/30_builtin.ipynb #080fd573
 def _conv(
@@ -45,6 +46,7 @@ class ResidualBlock(nn.Module):
 # %% ../../nbs/30_learn/30_builtin.ipynb #250bee87
 BUILTIN_MARK = 'head.weight'  # the layer that gives the embedding its length: (n_features, channels)
 BUILTIN_INPUT_SIZE = 80       # pixels, side of the square that a picture is resized to
+BUILTIN_N_FEATURES = 128      # length of an embedding of the weights that ship
 
 def builtin_module(
     n_features: int,  # length d of an embedding
@@ -59,6 +61,6 @@ def builtin_module(
 # %% ../../nbs/30_learn/30_builtin.ipynb #66fa1708
 BUILTIN_SHA256 = '9a1487f1057cdd849b2c4b8ad9e8153c1a099d56cdd28b50cf488042504d2da8'
 
-def builtin_weights() -> Path: # under 10 MB, a checkpoint with the entries format, input_size and state_dict
+def builtin_weights() -> Path: # 2.2 MB, a checkpoint with the entries format, input_size and state_dict
     "File with the weights of the built-in backbone."
     return Path(str(files('lightly_curate.learn')/'weights'/'builtin-2.pt'))

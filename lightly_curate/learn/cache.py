@@ -23,15 +23,17 @@ from ..core.errors import InputError, OutputError
 from ..core.progress import logger, track
 from ..core.rundir import replacing
 from ..data.batches import map_in_threads
+from ..data.frames import stream_frames
 from ..data.images import BIG_PIXELS, MAX_IMAGE_PIXELS, TURNS, UnreadableImage, one_big_picture, orientation
 from ..data.images import pixel_limit, quiet_pillow, read_rgb, readable_formats, to_rgb
 from ..data.scan import counted
+from ..data.video import Frame, frame_image
 
 # %% auto #0
 __all__ = ['MOST_TIMES_INPUT', 'MOST_ASPECT', 'FREE_SHARE', 'PIXELS', 'INDEX', 'CACHE_FORMAT', 'cache_side', 'kept_box',
            'cached_size', 'shrink', 'decode_small', 'read_small', 'header_size', 'cache_bytes', 'size_words',
            'check_space', 'no_space', 'CachedPictures', 'open_cache', 'remove_cache', 'request_digest', 'unless_full',
-           'write_cache', 'build_cache']
+           'small_pictures', 'write_cache', 'build_cache']
 
 # %% ../../nbs/30_learn/35_cache.ipynb #e6511cc7
 MOST_TIMES_INPUT = 8  # shorter side of a cached picture over the size of a view
@@ -237,7 +239,8 @@ def request_digest(
     "Digest of everything a cache depends on."
     digest = hashlib.blake2b(f'{CACHE_FORMAT} {side} {max_pixels} {MOST_ASPECT}'.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-    for path in samples['path'][rows]:
+    digest.update(samples['frame'][rows].fillna(-1).to_numpy(dtype=np.int64).tobytes())
+    for path in samples['path'][rows].unique():
         try:
             about = os.stat(Path(input_dir)/path)
             digest.update(os.fsencode(path) + f'\0{about.st_size} {about.st_mtime_ns}\0'.encode())
@@ -262,6 +265,27 @@ def unless_full(
         remove_cache(folder)
         raise
 
+def small_pictures(
+    samples: pd.DataFrame,  # sample table
+    rows: np.ndarray,       # (n,) int64
+    input_dir: Path,        # folder that `path` is relative to
+    side: int,              # shorter side of a cached picture, pixels
+    n_workers: int,         # threads that decode, at least 1
+    max_pixels: int,        # larger pictures are refused, pixels
+) -> Iterator[tuple[int, np.ndarray | str]]:  # row, and (h, w, 3) uint8 or the reason why there is none; images first, then frames
+    "Pictures as they are cached."
+    def read(row: int) -> np.ndarray | str:
+        try:
+            return np.asarray(read_small(Path(input_dir)/samples['path'][row], side, max_pixels))
+        except UnreadableImage as error:
+            return error.reason
+    def small(frame: Frame) -> np.ndarray: return np.asarray(shrink(frame_image(frame), side))
+    is_frame = (samples['source'][rows] == 'frame').to_numpy()
+    images = rows[~is_frame].tolist()
+    yield from zip(images, map_in_threads(read, images, n_workers), strict=True)
+    if is_frame.any(): yield from stream_frames(samples, rows[is_frame], input_dir, n_workers, lambda: small, max_pixels)
+
+# %% ../../nbs/30_learn/35_cache.ipynb #138b9278
 def write_cache(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64
@@ -272,15 +296,10 @@ def write_cache(
     max_pixels: int,        # larger pictures are refused, pixels
 ) -> None:
     "Write pixels and index of a cache."
-    def read(row: int) -> np.ndarray | str:
-        try:
-            return np.asarray(read_small(Path(input_dir)/samples['path'][row], side, max_pixels))
-        except UnreadableImage as error:
-            return error.reason
-    places, failed, end, numbers = [], {}, 0, [int(o) for o in rows]
+    places, failed, end = [], {}, 0
     with (folder/PIXELS).open('wb') as file:
-        results = map_in_threads(read, numbers, n_workers)
-        for row, pixels in zip(numbers, track(results, 'caching', len(numbers)), strict=True):
+        pictures = small_pictures(samples, rows, input_dir, side, n_workers, max_pixels)
+        for row, pixels in track(pictures, 'caching', len(rows)):
             if isinstance(pixels, str):
                 failed[row] = pixels
                 continue
@@ -289,6 +308,8 @@ def write_cache(
             end += pixels.nbytes
         file.flush()
         os.fsync(file.fileno())
+    position = {int(row): i for i, row in enumerate(rows)}
+    places.sort(key=lambda o: position[o[0]])  # frames of several videos come in turns
     kept, offsets, widths, heights = np.array(places, dtype=np.int64).reshape(-1, 4).T
     with replacing(folder/INDEX) as temporary:
         np.savez(temporary, rows=kept, offsets=offsets, widths=widths, heights=heights,
@@ -304,13 +325,13 @@ def build_cache(
     folder: Path,                        # where to; made, used again when it holds the same cache, emptied otherwise
     n_workers: int,                      # threads that decode; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-) -> tuple[CachedPictures, dict[int, str]]:  # pictures in the order of `rows`; row = reason, for what cannot be read
+) -> CachedPictures:                     # in the order of `rows`, without those that cannot be read (its `failed`)
     "Decode and shrink every picture once."
     began, folder = time.perf_counter(), Path(folder)
     try:
         pictures = open_cache(folder)
         asked = request_digest(samples, rows, input_dir, side, max_pixels)
-        if pictures.digest == asked: return pictures, pictures.failed
+        if pictures.digest == asked: return pictures
     except InputError:
         pass  # none there, or not finished
     remove_cache(folder)
@@ -322,4 +343,4 @@ def build_cache(
         write_cache(samples, rows, input_dir, side, folder, max(1, n_workers), max_pixels)
         pictures = open_cache(folder)
     logger.info('cached %s in %.1f s', counted(len(pictures), 'image'), time.perf_counter() - began)
-    return pictures, pictures.failed
+    return pictures

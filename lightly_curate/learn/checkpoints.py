@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from ..core.errors import WeightsError
 from ..core.progress import logger
 
 # %% auto #0
-__all__ = ['NOT_WEIGHTS', 'BLOCKS_OF', 'VIT_SIZES', 'MOBILENET_STEM', 'ROW', 'list_folder', 'read_safetensors', 'read_checkpoint',
-           'flat_tensors', 'tensors_of', 'odd_kind', 'check_kinds', 'senseless', 'some', 'fill', 'find_prefix',
-           'match_state', 'Family', 'resnet_family', 'vit_family', 'unrowed', 'mobile_family', 'guess_family',
-           'shared_prefix', 'describe']
+__all__ = ['NOT_WEIGHTS', 'BLOCKS_OF', 'VIT_SIZES', 'MOBILENET_STEM', 'ROW', 'folder_words', 'read_safetensors', 'check_sums',
+           'read_checkpoint', 'flat_tensors', 'tensors_of', 'odd_kind', 'check_kinds', 'senseless', 'some', 'fill',
+           'find_prefix', 'match_state', 'Family', 'resnet_family', 'vit_family', 'unrowed', 'mobile_family',
+           'guess_family', 'shared_prefix', 'describe']
 
 # %% ../../nbs/30_learn/31_checkpoints.ipynb #50d49efa
-def list_folder(
+def folder_words(
     folder: Path,  # where a file was looked for
 ) -> str:          # part of a sentence
     "What lies in a folder, for a message."
@@ -44,19 +45,30 @@ def read_safetensors(
     try:
         return load_file(str(path))
     except Exception as error:
-        raise WeightsError(f'{path.name} is not a safetensors file, or it is cut short; fetch it again') from error
+        raise WeightsError(f'{path.name} is not a safetensors file, or it is cut short; delete it and fetch it again') from error
+
+def check_sums(
+    path: Path,  # any file
+) -> None:
+    "Refuse a zip file, as torch.save writes it, whose content is not what was written."
+    if not zipfile.is_zipfile(path): return
+    with zipfile.ZipFile(path) as file: damaged = file.testzip()
+    if damaged is not None:
+        raise WeightsError(f'{path.name} is damaged: {damaged} in it has another checksum than was written down; take another copy of it')
 
 def read_checkpoint(
     path: Path,  # .ckpt, .pt, .pth: anything torch.save wrote; or .safetensors
 ) -> dict:       # what is in it
     "Content of a checkpoint, read as data only."
     if not path.is_file():
-        raise WeightsError(f'checkpoint {path.name} is not there: {list_folder(path.parent)}')
+        raise WeightsError(f'checkpoint {path.name} is not there: {folder_words(path.parent)}')
     if path.suffix == '.safetensors': return read_safetensors(path)
     try:
+        check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             content = torch.load(path, map_location='cpu', weights_only=True)
+    except WeightsError: raise
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         if named is None: raise WeightsError(f'{path.name} is not a checkpoint that torch can read') from error
@@ -91,7 +103,10 @@ def tensors_of(
     file: str,                   # name of the file, for messages
 ) -> dict[str, torch.Tensor]:    # dotted name: weights, in the order of the file
     "The tensors of a checkpoint."
-    state = content['state_dict'] if isinstance(content.get('state_dict'), Mapping) else content
+    state = content.get('state_dict', content)
+    if not isinstance(state, Mapping):
+        raise WeightsError(f'{file}: its entry state_dict is a {type(state).__name__}, needed is a dict of names and tensors; '
+                           'save the state_dict of the module')
     nameless = [k for k, v in state.items() if isinstance(v, torch.Tensor) and not isinstance(k, str)]
     if nameless: raise WeightsError(f'{file} has a layer under the {type(nameless[0]).__name__} {str(nameless[0])[:40]}, needed are names; '
                                     'save the state_dict of the module as it is')

@@ -27,9 +27,9 @@ from ..core.progress import Tick, draw, listeners, listening, logger, logging_to
 from ..core.training_keys import group_faults
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'SAYS', 'GRACE_S', 'count_gpus', 'asked_devices', 'n_of', 'device_arguments', 'trainer_arguments',
-           'is_gpu', 'n_processes', 'device_words', 'SumOfAll', 'GlobalBatchNorm', 'GlobalNorm', 'say', 'say_error',
-           'Teller', 'telling', 'hear', 'launch_command', 'end_all', 'attend', 'launch']
+__all__ = ['TODAYS', 'SAYS', 'GRACE_S', 'count_gpus', 'asked_devices', 'n_of', 'device_arguments', 'trainer_arguments', 'is_gpu',
+           'n_processes', 'device_words', 'SumOfAll', 'GlobalBatchNorm', 'GlobalNorm', 'say', 'say_error', 'Teller',
+           'telling', 'hear', 'launch_command', 'end_all', 'attend', 'launch']
 
 # %% ../../nbs/30_learn/38_devices.ipynb #b26bb9c2
 def count_gpus() -> int:  # that torch can use
@@ -68,42 +68,41 @@ def device_arguments(
 ) -> dict[str, Any]:             # accelerator, devices, num_nodes, strategy
     "Where to train."
     gpus, devices = trainer.get('gpus', 1), trainer.get('devices')
-    key = 'lightly.trainer.gpus' if devices in ('auto', None) else 'lightly.trainer.devices'
-    asked = gpus if key.endswith('gpus') else devices
+    by_gpus = devices in ('auto', None)
+    key, asked = ('lightly.trainer.gpus', gpus) if by_gpus else ('lightly.trainer.devices', devices)
     accelerator = trainer.get('accelerator') or 'auto'
     if accelerator == 'auto':
-        is_default = gpus == 1 or not key.endswith('gpus')  # means: a GPU if there is one
+        is_default = gpus == 1 or not by_gpus  # means: a GPU if there is one
         wants_one = bool(asked_devices(gpus, n_gpus, 'lightly.trainer.gpus'))
         accelerator = 'gpu' if wants_one and (n_gpus or not is_default) else 'cpu'
     on_gpu = accelerator in ('gpu', 'cuda')
-    n_or_which = asked_devices(asked if on_gpu or not key.endswith('gpus') else 1, n_gpus if on_gpu else 1, key)
+    n_or_which = asked_devices(asked if on_gpu or not by_gpus else 1, n_gpus if on_gpu else 1, key)
     numbers = range(n_or_which) if isinstance(n_or_which, int) else n_or_which
     if on_gpu and (not numbers or max(numbers) >= n_gpus or min(numbers) < 0):
         there = f'the GPUs here are {list(range(n_gpus))}' if n_gpus else 'there is none here that torch can use'
         way_out = f'give lightly.trainer.gpus={n_gpus}' + ('' if n_gpus else ' for the CPU')
         raise ConfigError([f'{key} is {asked}, {there}; {way_out}'])
+    if not on_gpu and not (isinstance(n_or_which, int) and n_or_which >= 1):
+        raise ConfigError([f'{key} is {asked}, allowed on a CPU is a number of processes from 1'])
     nodes, strategy = trainer.get('num_nodes', 1), str(trainer.get('strategy') or 'auto')
     if n_of(n_or_which)*nodes > 1 and strategy == 'auto': strategy = 'ddp'
-    if any(o in strategy for o in ('spawn', 'fork', 'notebook')):
-        raise ConfigError([f'lightly.trainer.strategy is {strategy}, which starts processes of its own; use ddp, whose '
-                           'processes are started by the package'])
     return {'accelerator': accelerator, 'devices': n_or_which, 'num_nodes': nodes, 'strategy': strategy}
 
 # %% ../../nbs/30_learn/38_devices.ipynb #d74faf38
-PRECISIONS = {'16': '16-mixed', '32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}  # old names: today's
+TODAYS = {'16': '16-mixed', '32': '32-true', 'bf16': 'bf16-mixed'}  # core.config.PRECISIONS, as Lightning calls them today
 
 def trainer_arguments(
     trainer: Mapping[str, Any],    # keys below `lightly.trainer`
     n_gpus: int | None = None,     # GPUs of this machine, default: ask torch
 ) -> tuple[dict[str, Any], list[str]]:  # arguments of Lightning's Trainer; sentences for the user
     "What Lightning's Trainer is given."
-    faults, said = group_faults('trainer', dict(trainer), 'original'), []
+    faults, said = group_faults('trainer', trainer), []
     if faults: raise ConfigError(faults)
     ours = ('gpus', 'weights_summary', 'accelerator', 'devices', 'num_nodes', 'strategy', 'precision')
     given = {o: value for o, value in trainer.items() if o not in ours}
     given |= device_arguments(trainer, count_gpus() if n_gpus is None else n_gpus)
     asked = str(trainer.get('precision') or 32)
-    given['precision'] = PRECISIONS.get(asked, asked)
+    given['precision'] = TODAYS.get(asked, asked)
     if given['accelerator'] == 'cpu' and given['precision'].startswith('16-'):
         given['precision'] = 'bf16-mixed'
         said.append(f'lightly.trainer.precision is {asked}; a CPU trains in bfloat16 instead.')

@@ -241,6 +241,8 @@ def fetch(
     path = Path(folder)/download.name
     by_hand = (f'put the file {download.name} into the folder {Path(folder).absolute()} and it is used without a network; '
                f'it is at {public_url(download.url)}')
+    in_the_way = [what for what, is_wrong in ((f'{folder} is a file', Path(folder).is_file()), (f'{path} is a folder', path.is_dir())) if is_wrong]
+    if in_the_way: raise WeightsError(f'{in_the_way[0]}, so {download.name} cannot be stored there; remove it, or set weights_dir to another folder')
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/30_learn/32_networks.ipynb #ee884031
 from __future__ import annotations
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -19,19 +20,22 @@ from types import ModuleType
 from typing import Any
 import torch
 from torch import nn
-from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE
+from torch.nn.parameter import is_lazy
+from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE, is_whole
 from ..core.errors import WeightsError
-from .builtin import BUILTIN_INPUT_SIZE, builtin_module, builtin_weights
-from .checkpoints import describe, fill, match_state, read_checkpoint, senseless, tensors_of
+from .builtin import BUILTIN_INPUT_SIZE, BUILTIN_N_FEATURES, builtin_module, builtin_weights
+from ..core.training_keys import MAX_FEATURES, is_number
+from .checkpoints import describe, fill, folder_words, match_state, read_checkpoint, senseless, tensors_of
 from .downloads import Download, download_of, fetch
 
 # %% auto #0
-__all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'LIGHTLY_INPUT_SIZE', 'LIGHTLY_NUM_FTRS', 'RESNETS', 'OLD_DENSENET', 'INCEPTION',
-           'N_CLASSES', 'OWN', 'Network', 'seeded', 'lightly_module', 'try_network', 'split_tag', 'torchvision_weights',
-           'unknown_words', 'take_off_classifier', 'torchvision_module', 'import_timm', 'timm_config', 'timm_download',
-           'not_loaded', 'timm_module', 'OwnNetwork', 'register_backbone', 'run_file', 'own_name', 'check_name',
-           'weights_download', 'weights_file', 'patch_size', 'set_size', 'reduced', 'own_module', 'module_of',
-           'check_sizes', 'build_network']
+__all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'LIGHTLY_INPUT_SIZE', 'LIGHTLY_NUM_FTRS', 'RESNETS', 'OTHERS_FAULTS', 'OLD_DENSENET',
+           'INCEPTION', 'N_CLASSES', 'OWN', 'MIN_WIDTH', 'MAX_WIDTH', 'Network', 'seeded', 'lightly_module',
+           'fault_words', 'two_pictures', 'check_vectors', 'try_network', 'try_training', 'split_tag',
+           'torchvision_weights', 'unknown_words', 'take_off_classifier', 'torchvision_module', 'import_timm',
+           'timm_config', 'timm_download', 'not_loaded', 'timm_module', 'OwnNetwork', 'register_backbone', 'run_file',
+           'own_name', 'check_name', 'weights_download', 'weights_file', 'patch_size', 'set_size', 'reduced',
+           'own_module', 'module_of', 'check_sizes', 'build_network']
 
 # %% ../../nbs/30_learn/32_networks.ipynb #9ddc736d
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue in 0 to 1; the constants of torchvision and lightly
@@ -56,12 +60,9 @@ def seeded(
     seed: int,  # of torch's generator on the CPU
 ) -> Iterator[None]:
     "Have torch start from a seed while the block runs, and go on afterwards as if nothing had been."
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)
 
 # %% ../../nbs/30_learn/32_networks.ipynb #ec5b9627
 RESNETS = {  # name: (blocks in each of the four stages, is a block a bottleneck); lightly.models.resnet 1.6
@@ -81,26 +82,73 @@ def lightly_module(
     return nn.Sequential(nn.BatchNorm2d(3), *parts, reduce, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 # %% ../../nbs/30_learn/32_networks.ipynb #f2341efa
+OTHERS_FAULTS = (Exception, SystemExit)  # what code of other hands may end with; KeyboardInterrupt is the user's
+
+def fault_words(
+    error: BaseException,  # of code of other hands
+) -> str:                  # 'ValueError: its first line'
+    "An error in short."
+    said = (str(error).splitlines() or [''])[0][:200]
+    return f'{type(error).__name__}: {said}' if said else type(error).__name__
+
+def two_pictures(
+    module: nn.Module,  # on any device
+    input_size: int,    # pixels
+) -> torch.Tensor:      # (2, 3, s, s) float32, the second one is not the first one
+    "Pictures to try a network with."
+    device = next((o.device for o in module.parameters()), torch.device('cpu'))
+    return torch.linspace(-2, 2, 6*input_size*input_size, device=device).view(2, 3, input_size, input_size)
+
+def check_vectors(
+    out: object,  # what a network gave for two pictures
+    name: str,    # for messages
+) -> None:
+    "Refuse what is not one vector of float32 for each of two pictures."
+    key = f'lightly.model.name={name}'
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2 or not out.shape[1]:
+        found = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, torch.Tensor) else f'a {type(out).__name__}'
+        raise WeightsError(f'{key} gives {found} for two pictures, needed is (2, d): pool over positions and flatten')
+    if out.dtype != torch.float32:
+        raise WeightsError(f'{key} gives vectors of {str(out.dtype).removeprefix("torch.")}, needed is float32: return x.float()')
+    if not torch.isfinite(out).all(): raise WeightsError(f'{key} gives vectors with NaN or infinite values for pictures with values from -2 to 2')
+
 def try_network(
     module: nn.Module,  # any state, left as it was
     name: str,          # for messages
     input_size: int,    # pixels
 ) -> int:               # length d of its vectors
     "Number of features that a network gives."
-    was_training, device = module.training, next((o.device for o in module.parameters()), torch.device('cpu'))
-    x = torch.linspace(-2, 2, 3*input_size*input_size, device=device).view(1, 3, input_size, input_size)
+    was_training, x = module.training, two_pictures(module, input_size)
     try:
         with torch.inference_mode(): out = module.eval()(x)
-    except Exception as error:
-        said = (str(error).splitlines() or [''])[0][:200]
-        raise WeightsError(f'lightly.model.name={name} does not take pictures of {input_size} px ({type(error).__name__}: {said}); '
+    except OTHERS_FAULTS as error:
+        raise WeightsError(f'lightly.model.name={name} does not take two pictures of {input_size} px ({fault_words(error)}); '
                            'set lightly.collate.input_size to a size that it was made for') from error
     finally:
         module.train(was_training)
-    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 1:
-        found = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, torch.Tensor) else f'a {type(out).__name__}'
-        raise WeightsError(f'lightly.model.name={name} gives {found} for one picture, needed is (1, d): pool over positions and flatten')
-    return out.shape[1]
+    check_vectors(out, name)
+    return int(out.shape[1])
+
+# %% ../../nbs/30_learn/32_networks.ipynb #b44f324a
+def try_training(
+    network: Network,  # its module stays as it was
+) -> list[str]:        # sentences for the user
+    "Refuse a network that cannot be trained."
+    name = f'lightly.model.name={network.name}'
+    trained = [o for o in network.module.parameters() if o.requires_grad]
+    if not list(network.module.parameters()): raise WeightsError(f'{name} has no weights, so there is nothing to train; leave the training out')
+    try:
+        with seeded(1):
+            module = copy.deepcopy(network.module).train()
+            out = module(two_pictures(module, network.input_size))
+            check_vectors(out, f'{network.name} in training mode')
+            if trained: out.square().mean().backward()
+    except WeightsError: raise
+    except OTHERS_FAULTS as error:
+        raise WeightsError(f'{name} cannot be trained: copied, in training mode, with two pictures of {network.input_size} px and backwards it fails '
+                           f'({fault_words(error)})') from error
+    frozen = f'None of the weights of {network.name} is trained (requires_grad is False for all of them): the embeddings stay as they are.'
+    return [] if trained else [frozen]
 
 # %% ../../nbs/30_learn/32_networks.ipynb #cbc9ac0e
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)')  # torchvision.models.densenet._load_state_dict
@@ -224,6 +272,7 @@ def timm_module(
         try:
             with seeded(seed): module = timm.create_model(key, pretrained=True, pretrained_cfg_overlay={'file': str(file), 'custom_load': False})
         except Exception as error:
+            read_checkpoint(file)  # says what is wrong with a file that is not whole
             said = ' '.join(str(error).split())[:300]
             raise WeightsError(f'{file.name} does not fit {name}: {said or type(error).__name__}') from error
         state = module.state_dict()
@@ -245,6 +294,18 @@ class OwnNetwork:
     std: tuple[float, float, float]
     weights: str                    # file or address, '': build brings them
 
+    def faults(self) -> list[str]:
+        "What is wrong with these values."
+        found, colours = [], (self.mean, self.std)
+        if not callable(self.build): found.append(f'build is a {type(self.build).__name__}, needed is a function that gives the module')
+        if not (is_whole(self.input_size) and MIN_INPUT_SIZE <= self.input_size <= MAX_INPUT_SIZE):
+            found.append(f'input_size is {self.input_size!r}, allowed is a whole number from {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE}')
+        if not (is_whole(self.n_features) and 1 <= self.n_features):
+            found.append(f'n_features is {self.n_features!r}, allowed is a whole number from 1')
+        if not all(isinstance(o, (tuple, list)) and len(o) == 3 and all(map(is_number, o)) for o in colours) or min(self.std) <= 0:
+            found.append(f'mean is {self.mean!r} and std is {self.std!r}, needed are three numbers each, those of std above 0')
+        return found
+
 OWN: dict[str, OwnNetwork] = {}
 
 def register_backbone(
@@ -261,16 +322,15 @@ def register_backbone(
     if not re.fullmatch(r'[A-Za-z0-9][\w.+-]*', name) or name in ('auto', 'builtin', *RESNETS):
         raise WeightsError(f'{name!r} cannot be the name of an own network: allowed are letters, digits and . _ + - and no name '
                            f'that exists (auto, builtin, {", ".join(RESNETS)})')
-    OWN[name] = OwnNetwork(build, input_size, n_features, mean, std, str(weights))
+    own = OwnNetwork(build, input_size, n_features, mean, std, str(weights))
+    if faults := own.faults(): raise WeightsError(f'register_backbone({name!r}, ...): {"; ".join(faults)}')
+    OWN[name] = own
 
 # %% ../../nbs/30_learn/32_networks.ipynb #db89c9d9
 def run_file(
-    file: Path,  # .py
+    file: Path,  # .py, is there
 ) -> None:
     "Run a file of Python as a module."
-    if not file.is_file():
-        raise WeightsError(f'lightly.model.name names the file {file}, which is not there; give it relative to the folder that you start '
-                           'from, or with its whole path')
     name = f'own_{re.sub("[^a-zA-Z0-9]", "_", file.stem)}'
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, file
@@ -283,15 +343,19 @@ def own_name(
     "Run what registers an own network."
     where, colon, registered = name.rpartition(':')
     if not colon: return name
-    before = set(OWN)
+    before, file = set(OWN), Path(where).expanduser()
+    is_file = where.endswith('.py')
+    if is_file and not file.is_file():
+        raise WeightsError(f'lightly.model.name names the file {file}, which is not there; give it relative to the folder that you start '
+                           'from, or with its whole path')
     try:
-        if where.endswith('.py'): run_file(Path(where).expanduser())
+        if is_file: run_file(file)
         else: importlib.import_module(where)
-    except WeightsError: raise
-    except Exception as error:
+    except WeightsError as error: raise WeightsError(f'lightly.model.name={name}: {where}: {error}') from error
+    except OTHERS_FAULTS as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == where
         hint = '; is it installed? A file is named with its ending: FILE.py:NAME' if missing else ''
-        raise WeightsError(f'lightly.model.name={name}: {where} cannot be run ({type(error).__name__}: {error}){hint}') from error
+        raise WeightsError(f'lightly.model.name={name}: {where} cannot be run ({fault_words(error)}){hint}') from error
     if registered in OWN: return registered
     new = sorted(set(OWN) - before)
     raise WeightsError(f'lightly.model.name={name}: {where} registers {", ".join(new) if new else "no network"}, needed is '
@@ -306,8 +370,8 @@ def check_name(
     if name.startswith('torchvision/'): torchvision_weights(name)
     elif name.startswith('timm/'): timm_config(name)
     else:
-        near = difflib.get_close_matches(name, ['builtin', *RESNETS, *OWN], n=2, cutoff=.6)
-        hint = f', did you mean {" or ".join(near)}?' if near else ''
+        near = difflib.get_close_matches(name.lower(), ['builtin', *RESNETS, *OWN], n=2, cutoff=.6)
+        hint = f', did you mean {" or ".join(near)}?' if near else ', there is no such network.'
         raise WeightsError(f'lightly.model.name is {name}{hint} Allowed is auto, builtin, {", ".join([*RESNETS, *OWN])}, torchvision/NAME, timm/NAME, '
                            'or FILE.py:NAME for a network of your own')
 
@@ -329,7 +393,10 @@ def weights_file(
     download = weights_download(name)
     if download is not None: return fetch(download, folder)
     own = OWN[name].weights if name in OWN else ''
-    return Path(own).expanduser() if own else None
+    if not own: return None
+    file = Path(own).expanduser()
+    if file.is_file(): return file
+    raise WeightsError(f'{name} is registered with weights={own!r}, which is not there: {folder_words(file.absolute().parent)}')
 
 # %% ../../nbs/30_learn/32_networks.ipynb #f96bd826
 def patch_size(
@@ -374,10 +441,13 @@ def own_module(
     own = OWN[name]
     try:
         module = own.build()
-    except Exception as error:
-        raise WeightsError(f'the function that builds {name} fails ({type(error).__name__}: {error})') from error
+    except OTHERS_FAULTS as error:
+        raise WeightsError(f'the function that builds {name} fails ({fault_words(error)})') from error
     if not isinstance(module, nn.Module):
         raise WeightsError(f'the function that builds {name} gives a {type(module).__name__}, needed is a torch.nn.Module')
+    if any(map(is_lazy, module.parameters())):
+        raise WeightsError(f'the function that builds {name} gives a module with lazy layers, whose sizes are open; '
+                           'put a picture through it once in the function')
     if file is None: return module
     state = tensors_of(read_checkpoint(file), file.name)
     matched = match_state(state, module.state_dict(), file.name)
@@ -402,6 +472,8 @@ def module_of(
     with seeded(seed): return Network(own_module(name, file), name, own.n_features, own.input_size, 1, own.mean, own.std)
 
 # %% ../../nbs/30_learn/32_networks.ipynb #a599a67d
+MIN_WIDTH, MAX_WIDTH = 1/64, 8.  # of lightly's ResNets: one channel in the stem; resnet-50 has 1.5 billion weights
+
 def check_sizes(
     name: str,        # of the network
     width: float,     # model.width
@@ -412,14 +484,16 @@ def check_sizes(
     if input_size != -1 and not MIN_INPUT_SIZE <= input_size <= MAX_INPUT_SIZE:
         raise WeightsError(f'lightly.collate.input_size is {input_size}, allowed is {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE} pixels, or -1 for '
                            'that of the weights')
-    if num_ftrs < 1 and num_ftrs != -1:
-        raise WeightsError(f'lightly.model.num_ftrs is {num_ftrs}, allowed is 1 or more, or -1 for that of the network')
+    if num_ftrs != -1 and not 1 <= num_ftrs <= MAX_FEATURES:
+        raise WeightsError(f'lightly.model.num_ftrs is {num_ftrs}, allowed is 1 to {MAX_FEATURES}, or -1 for that of the network')
+    if not MIN_WIDTH <= width <= MAX_WIDTH:
+        raise WeightsError(f'lightly.model.width is {width:g}, allowed is {MIN_WIDTH:g} to {MAX_WIDTH:g}')
     if width != 1 and name not in RESNETS:
         raise WeightsError(f"lightly.model.width is {width:g}, {name} has one width only; leave the key out (it is for lightly's {', '.join(RESNETS)})")
 
 def build_network(
     name: str,                 # as in the table at the top; of an own network the registered name
-    num_ftrs: int = -1,        # length d of an embedding, -1: the network's own (lightly's: 32)
+    num_ftrs: int = -1,        # length d of an embedding, -1: the network's own (lightly's: 32, built-in: 128)
     width: float = 1,          # factor on the number of channels, lightly's networks only
     input_size: int = -1,      # pixels, -1: the network's own
     *,
@@ -429,14 +503,11 @@ def build_network(
     "A network by its name."
     check_name(name)
     check_sizes(name, width, num_ftrs, input_size)
-    if name in RESNETS:
-        d = LIGHTLY_NUM_FTRS if num_ftrs == -1 else num_ftrs
-        with seeded(seed): module = lightly_module(name, width, d)
-        return Network(module, name, d, LIGHTLY_INPUT_SIZE if input_size == -1 else input_size, width)
-    if name == 'builtin':
-        d = LIGHTLY_NUM_FTRS if num_ftrs == -1 else num_ftrs
-        with seeded(seed): module = builtin_module(d)
-        return Network(module, name, d, BUILTIN_INPUT_SIZE if input_size == -1 else input_size)
+    if name in ('builtin', *RESNETS):
+        own = (BUILTIN_N_FEATURES, BUILTIN_INPUT_SIZE) if name == 'builtin' else (LIGHTLY_NUM_FTRS, LIGHTLY_INPUT_SIZE)
+        d, size = (o if asked == -1 else asked for o, asked in zip(own, (num_ftrs, input_size), strict=True))
+        with seeded(seed): module = builtin_module(d) if name == 'builtin' else lightly_module(name, width, d)
+        return Network(module, name, d, size, width)
     network = module_of(name, file, seed)
     size = network.input_size if input_size == -1 else input_size
     if size != network.input_size or patch_size(network.module) > 1: set_size(network.module, name, size)

@@ -4,9 +4,8 @@
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #ae3c1b9d
 from __future__ import annotations
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,12 +18,14 @@ from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.scheduler import CosineWarmupScheduler
 from ..core.config import lightly_defaults
 from ..core.errors import ConfigError
+from ..core.training_keys import group_faults
+from .networks import seeded
 
 # %% auto #0
-__all__ = ['MODERN', 'SGD_ONLY', 'HEAD', 'ROUGH', 'Recipe', 'to_recipe', 'call_with', 'bank_shape', 'contrastive_loss',
-           'TrainedModel', 'original_model', 'original_optimizer', 'ModernValues', 'is_changed', 'modern_keys',
-           'modern_model', 'modern_rate', 'modern_optimizer', 'build_model', 'build_optimizer', 'recipe_collate',
-           'head_state', 'load_head', 'modern_notices', 'recipe_notices']
+__all__ = ['MAX_BANK_NUMBERS', 'MODERN', 'SGD_ONLY', 'ROUGH', 'Recipe', 'to_recipe', 'make_optimizer', 'contrastive_loss',
+           'TrainedModel', 'original_model', 'original_optimizer', 'ModernValues', 'peak_rate', 'is_changed',
+           'modern_keys', 'modern_model', 'modern_rate', 'modern_optimizer', 'build_model', 'build_optimizer',
+           'load_head', 'modern_notices', 'recipe_notices']
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #942d81dd
 class Recipe(Enum):
@@ -33,52 +34,43 @@ class Recipe(Enum):
     MODERN = 'modern'      # gentle with weights that are trained already
 
 def to_recipe(
-    name: str | Recipe,  # as in train.recipe
-) -> Recipe:             # the recipe of that name
+    name: str,  # as in train.recipe
+) -> Recipe:    # the recipe of that name
     "The recipe of a name, or a refusal."
     names = [o.value for o in Recipe]
-    if isinstance(name, Recipe): return name
     if name not in names: raise ConfigError([f'train.recipe is {name!r}, allowed is {" or ".join(names)}'])
     return Recipe(name)
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #1cae5bc7
-def call_with(
-    call: Callable[..., Any],    # class or function of another library
-    group: str,                  # 'lightly.criterion': where the keys are in the configuration, for the message
-    keys: Mapping[str, object],  # arguments by name
-    *args: object,               # arguments that are not keys, the first ones
-) -> Any:                        # what the call gives
-    "Call with the keys of a group of the configuration."
-    known = list(inspect.signature(call).parameters)[len(args):]
-    unknown = [o for o in keys if o not in known]
-    if unknown:
-        allowed = f'is no argument of {call.__name__}; it takes {", ".join(known)}'
-        raise ConfigError([f'{group}.{o} {allowed}' for o in unknown])
-    try: return call(*args, **keys)
-    except (TypeError, ValueError) as error:
+def make_optimizer(
+    kind: type[torch.optim.Optimizer],  # of torch
+    parameters: Any,                    # to be trained, as torch takes them
+    keys: Mapping[str, Any],            # lightly.optimizer
+    recipe: Recipe,                     # which keys there are
+) -> Any:                               # of that kind
+    "An optimiser as configured, or a refusal."
+    faults = group_faults('optimizer', keys, recipe.value)
+    if faults: raise ConfigError(faults)
+    try: return kind(parameters, **keys)
+    except (TypeError, ValueError, RuntimeError) as error:
         given = ', '.join(f'{k}={v!r}' for k, v in keys.items())
-        raise ConfigError([f'{group} ({given}) is refused by {call.__name__}: {error}']) from error
+        raise ConfigError([f'lightly.optimizer ({given}) is refused by {kind.__name__}: {error}']) from error
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #37c7e054
-def bank_shape(
-    size: int | list[int] | tuple[int, ...],  # lightly.criterion.memory_bank_size; 0: no memory bank
-    out_dim: int,                             # lightly.model.out_dim, length of a vector
-) -> int | tuple[int, int]:                   # 0, or (vectors, length) as NTXentLoss takes it
-    "Shape of the memory bank."
-    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, out_dim)
-    if len(pair) != 2 or not all(type(o) is int and o >= 0 for o in pair) or (pair[0] and pair[1] != out_dim):
-        raise ConfigError([f'lightly.criterion.memory_bank_size is {size!r}, allowed is a whole number from 0 or '
-                           f'[number, {out_dim}] with {out_dim} being lightly.model.out_dim'])
-    return pair if pair[0] else 0
+MAX_BANK_NUMBERS = 10**9  # in the memory bank: 4 GB
 
 def contrastive_loss(
     keys: Mapping[str, Any],  # lightly.criterion
     out_dim: int,             # length of a projection
 ) -> NTXentLoss:              # (b, out_dim), (b, out_dim) -> scalar
     "NT-Xent loss as configured."
-    shape = bank_shape(keys.get('memory_bank_size', 0), out_dim)
-    loss: NTXentLoss = call_with(NTXentLoss, 'lightly.criterion', {**keys, 'memory_bank_size': shape})
-    return loss
+    faults = group_faults('criterion', keys)
+    if faults: raise ConfigError(faults)
+    size = keys.get('memory_bank_size', 0)
+    if size*out_dim > MAX_BANK_NUMBERS:
+        raise ConfigError([f'lightly.criterion.memory_bank_size is {size} and lightly.model.out_dim is {out_dim}, which makes a bank of '
+                           f'{4*size*out_dim/1e9:.0f} GB, allowed is up to {4*MAX_BANK_NUMBERS/1e9:.0f} GB; lower one of them'])
+    return NTXentLoss(**{**keys, 'memory_bank_size': (size, out_dim) if size else 0})
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #fee8a65b
 class TrainedModel(nn.Module):
@@ -112,12 +104,6 @@ class TrainedModel(nn.Module):
         loss: torch.Tensor = self.criterion(self.project(views[0]), self.project(views[1]))
         return loss
 
-    def after_step(
-        self,
-        done: float,  # 0 to 1, share of the training that is done
-    ) -> None:
-        "Nothing; for recipes that change something after each step of the optimiser."
-
 # %% ../../nbs/30_learn/37_recipes.ipynb #b29ad0e0
 def original_model(
     backbone: nn.Module,         # (b, 3, s, s) -> (b, d)
@@ -135,8 +121,7 @@ def original_optimizer(
     lightly: Mapping[str, Any],  # the configuration below `lightly`
 ) -> torch.optim.SGD:            # without a schedule
     "Optimiser of lightly's command line."
-    keys, sgd = lightly['optimizer'], torch.optim.SGD
-    optimizer: torch.optim.SGD = call_with(sgd, 'lightly.optimizer', keys, model.parameters())
+    optimizer: torch.optim.SGD = make_optimizer(torch.optim.SGD, model.parameters(), lightly['optimizer'], Recipe.ORIGINAL)
     return optimizer
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #f8c29c5f
@@ -152,6 +137,12 @@ class ModernValues:
     share_without_norm: float = .1  # of `lr` for a backbone that has no batch norm
 
 MODERN = ModernValues()
+
+def peak_rate(
+    start_is_pretrained: bool,  # training starts from trained weights
+) -> float:                     # for a batch of 256
+    "Learning rate of the modern recipe."
+    return MODERN.gentle_lr if start_is_pretrained else MODERN.lr
 
 def is_changed(
     lightly: Mapping[str, Any],  # the configuration below `lightly`
@@ -192,8 +183,7 @@ def modern_rate(
 ) -> float:               # the peak
     "Learning rate that goes with a network and a batch size."
     has_norm = any(isinstance(o, nn.modules.batchnorm._BatchNorm) for o in model.backbone.modules())
-    lr = MODERN.gentle_lr if start_is_pretrained else MODERN.lr
-    return lr*math.sqrt(batch_size/256)*(1 if has_norm else MODERN.share_without_norm)
+    return peak_rate(start_is_pretrained)*math.sqrt(batch_size/256)*(1 if has_norm else MODERN.share_without_norm)
 
 def modern_optimizer(
     model: TrainedModel,         # its parameters are trained
@@ -207,26 +197,24 @@ def modern_optimizer(
     keys = {k: v for k, v in modern_keys(lightly, 'optimizer', **own).items() if k not in SGD_ONLY}
     decayed, others = get_weight_decay_parameters([model])
     groups: list[dict[str, Any]] = [{'params': decayed}, {'params': others, 'weight_decay': 0.}]
-    optimizer = call_with(torch.optim.AdamW, 'lightly.optimizer', keys, groups)
-    warmup = min(math.ceil(MODERN.warmup_share*n_steps), n_steps)
+    optimizer = make_optimizer(torch.optim.AdamW, groups, keys, Recipe.MODERN)
+    warmup = math.ceil(MODERN.warmup_share*n_steps)
     return optimizer, CosineWarmupScheduler(optimizer, warmup_epochs=warmup, max_epochs=n_steps, end_value=0.)
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #634dd140
 def build_model(
-    recipe: str | Recipe,        # 'original' or 'modern'
+    recipe: Recipe,              # from `to_recipe`
     backbone: nn.Module,         # (b, 3, s, s) -> (b, d) or (b, d, 1, 1); trained in place
     n_features: int,             # d
     lightly: Mapping[str, Any],  # the configuration below `lightly`; model.out_dim, criterion and seed count
 ) -> TrainedModel:               # in the mode of the backbone
     "Model and loss of a recipe; the weights of the head are drawn from `lightly.seed`."
-    build = {Recipe.ORIGINAL: original_model, Recipe.MODERN: modern_model}[to_recipe(recipe)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lightly['seed'])
-        model = build(backbone, n_features, lightly)
+    build = {Recipe.ORIGINAL: original_model, Recipe.MODERN: modern_model}[recipe]
+    with seeded(lightly['seed']): model = build(backbone, n_features, lightly)
     return model.train(backbone.training)
 
 def build_optimizer(
-    recipe: str | Recipe,           # 'original' or 'modern'
+    recipe: Recipe,                 # from `to_recipe`
     model: TrainedModel,            # of `build_model`
     lightly: Mapping[str, Any],     # the configuration below `lightly`; optimizer counts
     n_steps: int,                   # of the whole training, at least 1
@@ -234,39 +222,24 @@ def build_optimizer(
     start_is_pretrained: bool = True,  # training starts from trained weights, which modern then treats gently
 ) -> tuple[torch.optim.Optimizer, LRScheduler | None]:  # the second is stepped after every step
     "Optimiser of a recipe, and its schedule if it has one."
-    if to_recipe(recipe) is Recipe.ORIGINAL: return original_optimizer(model, lightly), None
+    if recipe is Recipe.ORIGINAL: return original_optimizer(model, lightly), None
     size = batch_size or lightly['loader']['batch_size']
     return modern_optimizer(model, lightly, n_steps, size, start_is_pretrained)
 
-def recipe_collate(
-    recipe: str | Recipe,        # 'original' or 'modern'
-    collate: Mapping[str, Any],  # lightly.collate
-) -> dict[str, Any]:             # arguments of the views
-    "Augmentation of a recipe: both take lightly's as it is set."
-    to_recipe(recipe)
-    return dict(collate)
-
 # %% ../../nbs/30_learn/37_recipes.ipynb #c6251e8d
-HEAD = 'projection_head.'
-
-def head_state(
-    state: Mapping[str, Any],  # of a checkpoint, names with any prefix: 'model.projection_head.0.weight'
-) -> dict[str, torch.Tensor]:  # names as in lightly since 1.1: 'layers.0.weight'; empty without a head
-    "The projection head's part of a checkpoint."
-    names = {k: k.partition(HEAD)[2] for k, v in state.items() if HEAD in k and isinstance(v, torch.Tensor)}
-    return {o if o.startswith('layers.') else f'layers.{o}': state[k] for k, o in names.items()}
-
 def load_head(
-    model: TrainedModel,       # its projection head is filled, if it fits
-    state: Mapping[str, Any],  # state_dict of the checkpoint that the backbone is from
-) -> list[str]:                # sentences for the user
+    model: TrainedModel,                # its projection head is filled, if it fits
+    head: Mapping[str, torch.Tensor],   # of the checkpoint that the backbone is from, `Backbone.head`
+) -> list[str]:                         # sentences for the user
     "Take the projection head from a checkpoint, as lightly's command does."
-    found, wanted = head_state(state), model.projection_head.state_dict()
-    if not found: return []
-    if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in wanted.items()}:
+    wanted = model.projection_head.state_dict()
+    if not head: return []
+    if {k: v.shape for k, v in head.items()} != {k: v.shape for k, v in wanted.items()}:
         return ['The projection head of the checkpoint has another size or other layers than the one that is trained '
                 '(lightly.model.out_dim, train.recipe), so it starts anew; the backbone is taken over.']
-    model.projection_head.load_state_dict(found)
+    if not all(torch.isfinite(v.float()).all() for v in head.values()):
+        return ['The projection head of the checkpoint holds values that are not finite, so it starts anew; the backbone is taken over.']
+    model.projection_head.load_state_dict(head)
     return []
 
 # %% ../../nbs/30_learn/37_recipes.ipynb #87e71894
@@ -279,7 +252,7 @@ def modern_notices(
     start_is_pretrained: bool,   # training starts from trained weights
 ) -> list[str]:                  # sentences
     "Which values the modern recipe takes, and which keys it cannot use."
-    rate = MODERN.gentle_lr if start_is_pretrained else MODERN.lr
+    rate = peak_rate(start_is_pretrained)
     optimizer = modern_keys(lightly, 'optimizer', lr=rate, weight_decay=MODERN.weight_decay)
     criterion = modern_keys(lightly, 'criterion', temperature=MODERN.temperature)
     scale = ' times the root of batch size / 256, a tenth for networks without batch norm'
@@ -293,12 +266,12 @@ def modern_notices(
     return said
 
 def recipe_notices(
-    recipe: str | Recipe,        # 'original' or 'modern'
+    recipe: Recipe,              # from `to_recipe`
     lightly: Mapping[str, Any],  # the configuration below `lightly`
     start_is_pretrained: bool,   # training starts from trained weights: built-in, downloaded, or of a checkpoint
 ) -> list[str]:                  # sentences
     "What to expect of a recipe and its keys."
-    if to_recipe(recipe) is Recipe.ORIGINAL:
+    if recipe is Recipe.ORIGINAL:
         is_rough = start_is_pretrained and not is_changed(lightly, 'optimizer', 'lr')
         return [ROUGH] if is_rough else []
     return modern_notices(lightly, start_is_pretrained)

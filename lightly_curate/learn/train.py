@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,33 +27,35 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ModelSummary
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from ..core.config import TrainOptions, leaves
 from ..core.errors import ConfigError, CurateError, InputError, OutputError, WeightsError
 from ..core.progress import READ_EVERY_S, Progress, duration, logger
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available
+from ..core.training_keys import GROUPS, group_faults
 from ..data.batches import map_in_threads, square_pixels
 from ..data.images import MAX_IMAGE_PIXELS
 from ..data.scan import counted
-from .backbone import Backbone, backbone_entry, load_backbone, weights_digest
+from .backbone import HEAD, Backbone, backbone_entry, load_backbone, scale_pixels, weights_digest
 from .cache import CachedPictures, build_cache, cache_side, open_cache, remove_cache
 from .checkpoints import read_checkpoint
 from .collapse import Spread, measure_spread
-from .devices import (GlobalNorm, device_words, is_gpu, launch, n_processes, say_error, telling,
+from .devices import (GlobalNorm, device_words, is_gpu, launch, launch_command, n_processes, say_error, telling,
                                           trainer_arguments)
-from .recipes import (TrainedModel, build_model, build_optimizer, load_head, recipe_collate,
-                                          recipe_notices)
-from .views import (FilePictures, device_views, file_pictures, make_crops, make_loader,
-                                        make_transform)
+from .recipes import (Recipe, TrainedModel, build_model, build_optimizer, load_head, recipe_notices,
+                                          to_recipe)
+from .views import Crops, DeviceViews, FilePictures, file_pictures, make_loader, make_transform
 
 # %% auto #0
-__all__ = ['RANDOM', 'LOUD', 'MATTERS', 'MAX_LOOKED_AT', 'SMALL_BATCH', 'Job', 'is_pretrained', 'collate_arguments', 'epoch_seed',
-           'loose_buffers', 'makes_views_on', 'Learner', 'new_model', 'WholeFiles', 'checkpoint_callbacks',
-           'remove_leftovers', 'epoch_words', 'check_loss', 'write_history', 'Waiting', 'n_pictures', 'Watch', 'quiet',
-           'Summary', 'make_logger', 'training_inputs', 'check_same', 'read_last', 'going_on', 'kept_state', 'fit',
-           'write_request', 'read_request', 'main', 'embed_pictures', 'trained_module', 'look', 'sized',
-           'open_pictures', 'Trained', 'best_checkpoint', 'summed_up', 'untrained', 'check_kept', 'carry_out', 'train']
+__all__ = ['LOUD', 'MATTERS', 'LAST_NEEDED', 'OURS_NEEDED', 'NOT_IN_WEIGHTS', 'MAX_LOOKED_AT', 'SMALL_BATCH', 'Job',
+           'collate_arguments', 'epoch_seed', 'loose_buffers', 'makes_views_on', 'Learner', 'new_model', 'WholeFiles',
+           'checkpoint_callbacks', 'remove_leftovers', 'epoch_words', 'check_loss', 'write_history', 'Waiting',
+           'n_pictures', 'Watch', 'quiet', 'Summary', 'make_logger', 'training_inputs', 'check_same', 'missing',
+           'read_last', 'going_on', 'kept_state', 'refusing', 'make_trainer', 'fit', 'write_request', 'read_request',
+           'main', 'embed_pictures', 'trained_module', 'look', 'sized', 'open_pictures', 'Trained', 'best_checkpoint',
+           'summed_up', 'untrained', 'check_training', 'carry_out', 'train_job', 'train']
 
 # %% ../../nbs/30_learn/39_train.ipynb #02c3e699
 @dataclass(frozen=True)
@@ -68,23 +70,16 @@ class Job:
     @property
     def n_epochs(self) -> int: return int(self.lightly['trainer']['max_epochs'])
     @property
-    def collate(self) -> dict[str, Any]: return collate_arguments(self.start, self.options.recipe, self.lightly)
-
-RANDOM = 'random weights'  # how the origin of untrained start weights begins
-
-def is_pretrained(
-    start: Backbone,  # start weights
-) -> bool:            # False: drawn at random
-    "Whether there is something that training can spoil."
-    return not start.origin.startswith(RANDOM)
+    def collate(self) -> dict[str, Any]: return collate_arguments(self.start, self.lightly)
+    @property
+    def recipe(self) -> Recipe: return to_recipe(self.options.recipe)
 
 def collate_arguments(
     start: Backbone,          # whose input size
-    recipe: str,              # 'original' or 'modern'
     lightly: dict[str, Any],  # the tree below `lightly`
 ) -> dict[str, Any]:          # arguments of lightly's `SimCLRTransform`
     "How views are made, for this backbone."
-    return recipe_collate(recipe, {**lightly['collate'], 'input_size': start.input_size})
+    return {**lightly['collate'], 'input_size': start.input_size}
 
 # %% ../../nbs/30_learn/39_train.ipynb #a454c83b
 def epoch_seed(
@@ -125,8 +120,8 @@ class Learner(pl.LightningModule):
         "Batches for this process."
         job, loader, device = self.job, self.job.lightly['loader'], self.trainer.strategy.root_device
         beside, scale = makes_views_on(device), {'mean': job.start.mean, 'std': job.start.std}
-        self.views = [device_views(job.collate, **scale).to(device)] if beside else []
-        transform = make_crops(job.collate) if beside else make_transform(job.collate, **scale)
+        self.views = [DeviceViews(job.collate, **scale).to(device)] if beside else []
+        transform = Crops(job.collate) if beside else make_transform(job.collate, **scale)
         own = {o: loader[o] for o in ('batch_size', 'shuffle', 'drop_last', 'num_workers')}
         pictures: Any = job.pictures
         return make_loader(pictures, transform, **own, seed=job.lightly['seed'], rank=self.trainer.global_rank,
@@ -144,15 +139,9 @@ class Learner(pl.LightningModule):
         "The recipe's optimizer, and its schedule if it has one."
         n_steps, trainer = int(self.trainer.estimated_stepping_batches), self.trainer
         n_images = self.job.lightly['loader']['batch_size']*trainer.world_size*trainer.accumulate_grad_batches
-        optimizer, scheduler = build_optimizer(self.job.options.recipe, self.model, self.job.lightly, n_steps, n_images,
-                                               is_pretrained(self.job.start))
+        optimizer, scheduler = build_optimizer(self.job.recipe, self.model, self.job.lightly, n_steps, n_images,
+                                               self.job.start.is_trained)
         return optimizer if scheduler is None else ([optimizer], [{'scheduler': scheduler, 'interval': 'step'}])
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        "A step, then the recipe's own work after it."
-        super().optimizer_step(*args, **kwargs)
-        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        self.model.after_step(min(1., (self.trainer.global_step + 1)/n_steps))
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(epoch_seed(self.job.lightly['seed'], self.current_epoch, self.global_rank))
@@ -172,7 +161,7 @@ def new_model(
 ) -> TrainedModel:  # on the CPU, in training mode
     "Model of the recipe around the start weights."
     backbone = copy.deepcopy(job.start.module).train().to(memory_format=torch.channels_last)
-    model = build_model(job.options.recipe, backbone, job.start.n_features, job.lightly)
+    model = build_model(job.recipe, backbone, job.start.n_features, job.lightly)
     for sentence in load_head(model, job.start.head): logger.info(sentence)
     return model
 
@@ -218,7 +207,7 @@ def check_loss(
 ) -> None:
     "Stop when the weights are lost."
     if math.isfinite(row['loss']): return
-    raise CurateError(f'the loss of epoch {row["epoch"]:.0f} is {row["loss"]}: the weights grew without bounds; '
+    raise CurateError(f'the loss of epoch {row["epoch"]:.0f} is {row["loss"]}: weights or activations grew without bounds; '
                       'lower lightly.optimizer.lr (or use precision=32) in a new run; earlier epochs are in the '
                       'run folder')
 
@@ -358,7 +347,7 @@ def make_logger(
 
 # %% ../../nbs/30_learn/39_train.ipynb #e85b321b
 MATTERS = ('accumulate_grad_batches', 'gradient_clip_val', 'gradient_clip_algorithm', 'limit_train_batches',
-           'max_steps')  # of the Trainer's arguments
+           'max_steps', 'sync_batchnorm')  # of the Trainer's arguments
 
 def training_inputs(
     start: Backbone,            # start weights
@@ -376,6 +365,7 @@ def training_inputs(
     for group in ('model', 'criterion', 'optimizer', 'collate'):
         given.update(leaves(lightly[group], f'lightly.{group}'))
     given |= {f'lightly.loader.{o}': lightly['loader'][o] for o in ('batch_size', 'shuffle', 'drop_last')}
+    if to_recipe(options.recipe) is Recipe.MODERN: given['lightly.trainer.max_epochs'] = lightly['trainer']['max_epochs']
     given |= {f'lightly.trainer.{o}': arguments[o] for o in MATTERS if arguments.get(o) is not None}
     plain: dict[str, Any] = json.loads(json.dumps(given))
     return plain
@@ -393,6 +383,16 @@ def check_same(
                        'Give the old values to go on with it, or another run_directory to start a new one'])
 
 # %% ../../nbs/30_learn/39_train.ipynb #26d22559
+LAST_NEEDED = ('state_dict', 'optimizer_states', 'lr_schedulers', 'callbacks', 'loops', 'epoch', 'global_step')  # of last.ckpt
+OURS_NEEDED = ('given', 'history', 'buffers')  # of its entry lightly_curate
+
+def missing(
+    content: Mapping[str, Any],  # of a checkpoint
+    needed: Sequence[str],       # names of entries
+) -> list[str]:
+    "Entries that are not there."
+    return [o for o in needed if o not in content]
+
 def read_last(
     run_dir: RunDir,         # run
 ) -> dict[str, Any] | None:  # content of last.ckpt, None: there is none yet
@@ -405,7 +405,8 @@ def read_last(
         content = read_checkpoint(path)
     except WeightsError as error:
         raise WeightsError(f'{error}. This run cannot go on from {path}; {way_out}') from error
-    if 'lightly_curate' not in content or 'loops' not in content:
+    ours = content.get('lightly_curate')
+    if not isinstance(ours, Mapping) or missing(ours, OURS_NEEDED) or missing(content, LAST_NEEDED):
         raise WeightsError(f'{path} is not of a training of this package, so this run cannot go on from it; {way_out}')
     return content
 
@@ -428,39 +429,57 @@ def kept_state() -> Iterator[None]:
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True)
     with torch.random.fork_rng(), cudnn, quiet(): yield
 
-def fit(
+@contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:  # kinds: of errors that mean wrong keys
+    "Tell in our words that Lightning refuses the arguments of its Trainer."
+    try: yield
+    except kinds as error:
+        raise ConfigError([f'lightly.trainer is refused by Lightning: {str(error).splitlines()[0]}']) from error
+
+def make_trainer(
     job: Job,  # what is trained
-) -> None:
-    "Train in this process, from the last checkpoint if there is one; the result is in the run folder."
-    asked, last = job.lightly['trainer'], job.run_dir.last_checkpoint
+) -> pl.Trainer:
+    "Lightning's Trainer for a job."
+    asked = job.lightly['trainer']
     arguments = {'enable_model_summary': True, **trainer_arguments(asked)[0]}
     callbacks: list[Any] = [Watch(job), *checkpoint_callbacks(job)]
     plugins: list[Any] = [WholeFiles()]
     depth = -1 if asked.get('weights_summary') == 'full' else int(job.lightly['summary_callback']['max_depth'])
     if arguments['enable_model_summary']: callbacks.append(Summary(max_depth=depth))
     if n_processes(arguments) > 1 and arguments.pop('sync_batchnorm', True): plugins.append(GlobalNorm())
+    with refusing(MisconfigurationException, ValueError, TypeError):
+        return pl.Trainer(**arguments, callbacks=callbacks, plugins=plugins, default_root_dir=job.run_dir.root,
+                          logger=make_logger(job.options.logger, job.run_dir), enable_progress_bar=False,
+                          use_distributed_sampler=False)
+
+def fit(
+    job: Job,  # what is trained
+) -> None:
+    "Train in this process, from the last checkpoint if there is one; the result is in the run folder."
+    last = job.run_dir.last_checkpoint
     with kept_state():
-        learner = Learner(job, new_model(job))
-        trainer = pl.Trainer(**arguments, callbacks=callbacks, plugins=plugins, default_root_dir=job.run_dir.root,
-                             logger=make_logger(job.options.logger, job.run_dir), enable_progress_bar=False,
-                             use_distributed_sampler=False)
+        learner, trainer = Learner(job, new_model(job)), make_trainer(job)
         try:
-            trainer.fit(learner, ckpt_path=last if last.exists() else None, weights_only=True)
+            with refusing(MisconfigurationException):
+                trainer.fit(learner, ckpt_path=last if last.exists() else None, weights_only=True)
         except SystemExit:
             if trainer.interrupted: raise KeyboardInterrupt from None
             raise
 
 # %% ../../nbs/30_learn/39_train.ipynb #886e90ff
+NOT_IN_WEIGHTS = ('origin', 'sha256', 'is_trained')  # what a `Backbone` knows of its weights and a file of them does not
+
 def write_request(
     job: Job,  # what is to be trained
 ) -> None:
     "Write what other processes need to carry out a job."
     module, pictures = job.start.module, job.pictures
-    state = {f'backbone.{name}': o for name, o in module.state_dict().items()} | dict(job.start.head)
+    state = {f'backbone.{name}': o for name, o in module.state_dict().items()}
+    state |= {f'{HEAD}{name}': o for name, o in job.start.head.items()}
     trained = [name for name, o in module.named_parameters() if o.requires_grad]
     request: dict[str, Any] = {
         'state_dict': {f'model.{name}': o for name, o in state.items()}, 'backbone': backbone_entry(job.start),
-        'trained': trained, 'origin': job.start.origin, 'sha256': job.start.sha256,
+        'trained': trained, 'start': {o: getattr(job.start, o) for o in NOT_IN_WEIGHTS},
         'lightly': job.lightly, 'options': asdict(job.options), 'given': job.given}
     if isinstance(pictures, FilePictures):
         request |= {'filenames': list(pictures.filenames), 'rows': torch.from_numpy(pictures.rows),
@@ -472,7 +491,7 @@ def read_request(
 ) -> Job:             # as it was written
     "The job of a run folder."
     asked = read_checkpoint(run_dir.training_request)
-    start = replace(load_backbone(checkpoint=run_dir.training_request), origin=asked['origin'], sha256=asked['sha256'])
+    start = replace(load_backbone(checkpoint=run_dir.training_request), **asked['start'])
     for name, parameter in start.module.named_parameters(): parameter.requires_grad_(name in asked['trained'])
     pictures = open_cache(run_dir.training_cache) if 'filenames' not in asked else FilePictures(
         tuple(asked['filenames']), asked['rows'].numpy(), Path(asked['input_dir']), asked['max_pixels'])
@@ -502,13 +521,12 @@ def embed_pictures(
 ) -> np.ndarray:             # (k, d) float32
     "Embeddings of some pictures."
     device = next(module.parameters()).device
-    mean, std = (torch.tensor(o, device=device).view(1, 3, 1, 1) for o in (backbone.mean, backbone.std))
     def pixels(i: int) -> np.ndarray: return square_pixels(pictures.picture(i), backbone.input_size)
     loaded, emb = map_in_threads(pixels, indices, max(1, n_workers)), []
     with torch.inference_mode():
         for _ in range(0, len(indices), 64):
-            x = torch.from_numpy(np.stack(list(islice(loaded, 64)))).to(device).permute(0, 3, 1, 2).float()/255
-            emb.append(module.eval()((x - mean)/std).flatten(1).float().cpu().numpy())
+            x = scale_pixels(np.stack(list(islice(loaded, 64))), backbone, device)
+            emb.append(module.eval()(x).flatten(1).float().cpu().numpy())
     return np.concatenate(emb)
 
 def trained_module(
@@ -548,13 +566,18 @@ def sized(
         raise InputError(f'{there}, needed are 2 or more' + (f' for each of {n} processes' if n > 1 else ''))
     asked, criterion = lightly['loader']['batch_size'], dict(lightly['criterion'])
     size = min(asked, n_images//n)
+    loader = {**lightly['loader'], 'batch_size': size}
     if n > 1: criterion.setdefault('gather_distributed', True)
+    if not loader['drop_last'] and math.ceil(n_images/n) % size == 1:
+        loader['drop_last'] = True
+        said.append(f'{n_images} images in batches of {size} leave a batch of one image, which nothing can be compared with: '
+                    'it is left out, as with lightly.loader.drop_last=True.')
     if size < asked:
         said.append(f'lightly.loader.batch_size is {asked}; there are {n_images} images: batches of {size} are used.')
-    if size*n < SMALL_BATCH:
+    if size*n < SMALL_BATCH and not criterion.get('memory_bank_size'):
         said.append(f'A batch of {size*n} images is small for training without labels, which learns from comparing the '
                     f'images of a batch: embeddings get better with lightly.loader.batch_size={SMALL_BATCH} or more.')
-    return {**lightly, 'loader': {**lightly['loader'], 'batch_size': size}, 'criterion': criterion}, said
+    return {**lightly, 'loader': loader, 'criterion': criterion}, said
 
 # %% ../../nbs/30_learn/39_train.ipynb #2aa38983
 def open_pictures(
@@ -571,10 +594,10 @@ def open_pictures(
     if not len(rows):
         raise InputError(f'none of the {len(samples)} samples is available for training: all are corrupt or duplicates')
     if not options.cache: return file_pictures(samples, rows, input_dir, max_pixels), []
-    collate = collate_arguments(start, options.recipe, lightly)
-    side = cache_side(options.cache_side, start.input_size, collate['min_scale'])
+    side = cache_side(options.cache_side, start.input_size, lightly['collate']['min_scale'])
     n_workers = lightly['loader']['num_workers']
-    pictures, failed = build_cache(samples, rows, input_dir, side, run_dir.training_cache, n_workers, max_pixels)
+    pictures = build_cache(samples, rows, input_dir, side, run_dir.training_cache, n_workers, max_pixels)
+    failed = pictures.failed
     if not failed: return pictures, []
     first, are = min(failed), 'is' if len(failed) == 1 else 'are'
     return pictures, [f'{counted(len(failed), "image")} could not be read and {are} not trained on, first '
@@ -588,21 +611,21 @@ class Trained:
     start: str              # where the start weights are from
     name: str               # of the architecture
     epochs_asked: int       # lightly.trainer.max_epochs
-    epochs: int             # finished
-    resumed_at: int | None  # first epoch after the last stop, counted from 0; None: it was not stopped
     batch_size: int         # images in a batch of one process
     n_images: int           # that were trained on
-    steps: int              # of the optimizer
-    seconds: float          # in all epochs, those before a stop too
-    images_per_s: float     # in these seconds
-    wait_share: float       # of these seconds, waiting for data
     device: str             # 'cpu', 'cuda: NVIDIA ...', with the number of processes if there are several
     precision: str          # as Lightning calls it
-    loss: list[float]       # mean of each epoch
-    checkpoint: str         # name of the file of the best epoch, '' when nothing was trained
-    spread: dict[str, Any] | None  # of the embeddings, std and rank also before training; None: nothing was trained
-    cache_bytes: int        # of shrunk pictures, 0 without a cache
     notices: list[str]      # sentences for the user
+    epochs: int = 0         # finished
+    resumed_at: int | None = None  # first epoch after the last stop, counted from 0; None: it was not stopped
+    steps: int = 0          # of the optimizer
+    seconds: float = 0.     # in all epochs, those before a stop too
+    images_per_s: float = 0.  # in these seconds
+    wait_share: float = 0.  # of these seconds, waiting for data
+    loss: list[float] = field(default_factory=list)  # mean of each epoch
+    checkpoint: str = ''    # name of the file of the best epoch, '' when nothing was trained
+    spread: dict[str, Any] | None = None  # of the embeddings, std and rank also before training; None: nothing was trained
+    cache_bytes: int = 0    # of shrunk pictures, 0 without a cache
     def to_json(self) -> dict[str, Any]: return asdict(self)
 
 def best_checkpoint(
@@ -623,10 +646,15 @@ def summed_up(
     said: list[str],               # sentences so far
 ) -> Trained:
     "What has become of a training."
-    content = read_checkpoint(job.run_dir.last_checkpoint)
+    content = read_last(job.run_dir)
+    if content is None:
+        raise CurateError('no epoch was finished, so nothing was learned: lightly.trainer.max_time or max_steps ended the training before; give more')
     history, best = content['lightly_curate']['history'], best_checkpoint(content, job.run_dir)
     after, first = look(trained_module(job.start, read_checkpoint(best)), job), before.to_json()
     logger.log(logging.WARNING if after.is_collapsed else logging.INFO, after.words(job.options.recipe))
+    if len(history) < job.n_epochs:
+        said = [*said, f'The training ended after {len(history)} of {job.n_epochs} epochs, as lightly.trainer.max_steps or max_time asks.']
+        logger.warning(said[-1])
     seconds = sum(o['seconds'] for o in history)
     def mean(name: str) -> float: return sum(o[name]*o['seconds'] for o in history)/seconds
     return Trained(
@@ -634,8 +662,8 @@ def summed_up(
         epochs=len(history), resumed_at=resumed_at, batch_size=job.lightly['loader']['batch_size'],
         n_images=len(job.pictures), steps=int(content['global_step']), seconds=seconds,
         images_per_s=mean('images_per_s'), wait_share=mean('wait_share'), device=device_words(arguments),
-        precision=arguments['precision'],
-        loss=[o['loss'] for o in history], checkpoint=best.name, notices=said,
+        precision=arguments['precision'], notices=said,
+        loss=[o['loss'] for o in history], checkpoint=best.name,
         spread={**after.to_json(), 'std_before': first['std'], 'rank_before': first['rank']},
         cache_bytes=0 if isinstance(job.pictures, FilePictures) else job.pictures.n_bytes)
 
@@ -651,21 +679,29 @@ def untrained(
     sentence = 'lightly.trainer.max_epochs is 0: nothing was trained, and the start weights are used as they are.'
     logger.warning(sentence)
     return Trained(
-        recipe=options.recipe, start=start.origin, name=start.name, epochs_asked=0, epochs=0, resumed_at=None,
-        batch_size=lightly['loader']['batch_size'], n_images=n_images, steps=0, seconds=0.,
-        images_per_s=0., wait_share=0., device=device_words(arguments), precision=arguments['precision'],
-        loss=[], checkpoint='', spread=None,
-        cache_bytes=0, notices=[*said, sentence])
+        recipe=options.recipe, start=start.origin, name=start.name, epochs_asked=0,
+        batch_size=lightly['loader']['batch_size'], n_images=n_images, device=device_words(arguments),
+        precision=arguments['precision'], notices=[*said, sentence])
 
 # %% ../../nbs/30_learn/39_train.ipynb #03e6c681
-def check_kept(
-    asked: Mapping[str, Any],  # keys below `lightly.checkpoint_callback`
-) -> None:
-    "Refuse to train for nothing."
-    if asked['save_last'] or asked['save_top_k'] != 0: return
-    raise ConfigError(['lightly.checkpoint_callback.save_last is False and save_top_k is 0, so nothing of the training '
-                       'would be kept; leave one of them out'])
+def check_training(
+    start: Backbone,          # start weights
+    lightly: dict[str, Any],  # the tree below `lightly`
+    options: TrainOptions,    # keys below `train`
+    run_dir: RunDir,          # run
+) -> tuple[dict[str, Any], list[str]]:  # arguments of Lightning's Trainer; sentences for the user
+    "Refuse what no training can begin with, before an image is read."
+    faults = [fault for o in GROUPS if o in lightly for fault in group_faults(o, lightly[o], options.recipe)]
+    if faults: raise ConfigError(faults)
+    arguments, said = trainer_arguments(lightly['trainer'])
+    if n_processes(arguments) > 1: launch_command('', run_dir.root, arguments, os.environ)
+    make_logger(options.logger, run_dir)
+    recipe = to_recipe(options.recipe)
+    model = build_model(recipe, start.module, start.n_features, lightly)
+    build_optimizer(recipe, model, lightly, 1, None, start.is_trained)
+    return arguments, said + recipe_notices(recipe, lightly, start.is_trained)
 
+# %% ../../nbs/30_learn/39_train.ipynb #27bc8776
 def carry_out(
     job: Job,                      # what is trained
     arguments: Mapping[str, Any],  # of Lightning's Trainer
@@ -678,6 +714,24 @@ def carry_out(
     finally:
         job.run_dir.training_request.unlink(missing_ok=True)
 
+def train_job(
+    job: Job,                      # what is trained
+    arguments: Mapping[str, Any],  # of Lightning's Trainer
+    notices: Sequence[str],        # sentences about the start weights
+    said: Sequence[str],           # other sentences
+) -> Trained:
+    "Train from the last checkpoint, or from the start."
+    for sentence in notices: logger.info(sentence)
+    for sentence in said: logger.warning(sentence)
+    resumed_at, before = going_on(job), look(job.start.module, job)
+    logger.info('training the %s (%s) on %s in batches of %d, %s on %s', job.start.name, job.start.origin,
+                counted(len(job.pictures), 'image'), job.lightly['loader']['batch_size'], counted(job.n_epochs, 'epoch'),
+                device_words(arguments))
+    if resumed_at: logger.info('going on with epoch %d, from last.ckpt', resumed_at)
+    if resumed_at != job.n_epochs: carry_out(job, arguments)
+    return summed_up(job, arguments, resumed_at, before, [*notices, *said])
+
+# %% ../../nbs/30_learn/39_train.ipynb #a504349c
 def train(
     samples: pd.DataFrame,    # sample table; every available row is trained on
     start: Backbone,          # start weights, from `start_backbone`
@@ -689,25 +743,18 @@ def train(
     notices: Sequence[str] = (),         # sentences to be kept with the result, from `start_backbone`
 ) -> Trained:
     "Train on the available samples."
-    arguments, said = trainer_arguments(lightly['trainer'])
-    said = [*notices, *said, *recipe_notices(options.recipe, lightly, is_pretrained(start))]
-    check_kept(lightly['checkpoint_callback'])
-    make_logger(options.logger, run_dir)
+    arguments, said = check_training(start, lightly, options, run_dir)
     if lightly['trainer']['max_epochs'] == 0:
-        return untrained(len(available(samples)), start, lightly, options, arguments, said)
+        return untrained(len(available(samples)), start, lightly, options, arguments, [*notices, *said])
     remove_leftovers(run_dir)
-    pictures, unread = open_pictures(samples, start, Path(input_dir), lightly, options, run_dir, max_pixels)
-    keys, small = sized(lightly, len(pictures), arguments)
-    given = training_inputs(start, list(samples['filename'][pictures.rows]), keys, options, arguments)
-    job = Job(pictures, start, keys, options, run_dir, given)
-    for sentence in (said := [*said, *unread, *small]): logger.warning(sentence)
-    before, resumed_at = look(start.module, job), going_on(job)
-    logger.info('training the %s (%s) on %s in batches of %d, %s on %s', start.name, start.origin,
-                counted(len(pictures), 'image'), keys['loader']['batch_size'], counted(job.n_epochs, 'epoch'),
-                device_words(arguments))
-    if resumed_at: logger.info('going on with epoch %d, from last.ckpt', resumed_at)
-    if resumed_at != job.n_epochs: carry_out(job, arguments)
-    trained = summed_up(job, arguments, resumed_at, before, said)
+    try:
+        pictures, unread = open_pictures(samples, start, Path(input_dir), lightly, options, run_dir, max_pixels)
+        keys, small = sized(lightly, len(pictures), arguments)
+        given = training_inputs(start, list(samples['filename'][pictures.rows]), keys, options, arguments)
+        trained = train_job(Job(pictures, start, keys, options, run_dir, given), arguments, notices, [*said, *unread, *small])
+    except CurateError:
+        remove_cache(run_dir.training_cache)
+        raise
     if options.cache: remove_cache(run_dir.training_cache)
     if not lightly['checkpoint_callback']['save_last']: run_dir.last_checkpoint.unlink()
     return trained

@@ -20,16 +20,18 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE, is_whole, unless
 from ..core.errors import ConfigError, InputError
+from ..core.training_keys import group_faults
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, read_rgb
 from .networks import IMAGENET_MEAN, IMAGENET_STD
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'N_PREFETCHED', 'CHANCES', 'BLUR_PASSES', 'Pictures', 'UnreadablePicture', 'FilePictures',
-           'file_pictures', 'check_collate', 'make_transform', 'item_seed', 'seed_all', 'seeded', 'ViewDataset',
+           'file_pictures', 'check_collate', 'make_transform', 'item_seed', 'seed_all', 'seeded_all', 'ViewDataset',
            'EpochSampler', 'n_bytes_of', 'free_shared_memory', 'needs_pipe', 'stack_arrays', 'as_tensors', 'ViewLoader',
            'make_loader', 'draw_jitter', 'draw_angle', 'draw_chances', 'grey_of', 'turn_hue', 'jitter_colours',
-           'box_radius', 'blur', 'rotate', 'Crops', 'make_crops', 'DeviceViews', 'device_views']
+           'box_radius', 'blur', 'rotate', 'Crops', 'DeviceViews']
 
 # %% ../../nbs/30_learn/34_views.ipynb #2fd0aae2
 class Pictures(Protocol):
@@ -66,8 +68,8 @@ class FilePictures:
             return read_rgb(self.input_dir/self.filenames[i], self.max_pixels)
         except UnreadableImage as error:
             raise UnreadablePicture(
-                f'{self.filenames[i]} can no longer be read ({error.reason}); mend or remove the file and start again '
-                'with enable_corruptness_check=True, which leaves such files out') from None
+                f'{self.filenames[i]} can no longer be read ({error.reason}); mend the file, or remove it and start in a new '
+                'run_directory with enable_corruptness_check=True, which leaves such files out') from None
 
 def file_pictures(
     samples: pd.DataFrame,               # sample table
@@ -82,18 +84,17 @@ def file_pictures(
 # %% ../../nbs/30_learn/34_views.ipynb #56804f7f
 def check_collate(
     collate: Mapping[str, Any],  # keys below lightly.collate
-) -> dict[str, Any]:             # the same, as arguments
-    "Refuse keys that lightly's transform does not have, and an open input size."
+) -> dict[str, Any]:             # all arguments of lightly's transform but `normalize`
+    "Refuse what no view can be made of, and fill in lightly's defaults."
     from lightly.transforms import SimCLRTransform
-    known = [o for o in inspect.signature(SimCLRTransform.__init__).parameters if o not in ('self', 'normalize')]
-    size = collate.get('input_size', 224)
-    faults = [f'lightly.collate.{o} is not known, allowed are {", ".join(known)}; leave it out'
-              for o in collate if o not in known]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        faults.append(f'lightly.collate.input_size is {size}, allowed is a whole number of pixels from 1; '
-                      'give the size of the backbone')
+    defaults = {o: p.default for o, p in inspect.signature(SimCLRTransform.__init__).parameters.items() if o not in ('self', 'normalize')}
+    given = {name: tuple(o) if isinstance(o, list) else o for name, o in collate.items()}
+    size = given.get('input_size', defaults['input_size'])
+    is_decided = is_whole(size) and MIN_INPUT_SIZE <= size <= MAX_INPUT_SIZE
+    faults = group_faults('collate', given) + unless(
+        is_decided, f'lightly.collate.input_size is {size}, allowed is {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE} pixels; give the size of the backbone')
     if faults: raise ConfigError(faults)
-    return {name: tuple(o) if isinstance(o, list) else o for name, o in collate.items()}
+    return defaults | given
 
 def make_transform(
     collate: Mapping[str, Any],                                  # keys below lightly.collate
@@ -122,7 +123,7 @@ def seed_all(
     random.seed(seed)
 
 @contextmanager
-def seeded(
+def seeded_all(
     seed: int,  # 0 to 2**32 - 1
 ) -> Iterator[None]:
     "Seed all three while the block runs, and put back what was there."
@@ -157,7 +158,7 @@ class ViewDataset(Dataset):
         seed = item_seed(self.seed, epoch, int(self.pictures.rows[i]))
         picture = self.pictures.picture(i)
         if get_worker_info() is None:
-            with seeded(seed): return self.transform(picture)
+            with seeded_all(seed): return self.transform(picture)
         seed_all(seed)
         return self.transform(picture)
 
@@ -241,7 +242,7 @@ class ViewLoader(DataLoader):
 
 def make_loader(
     pictures: Pictures,                       # to train on
-    transform: Callable[[Image.Image], Any],  # from `make_transform` or `make_crops`
+    transform: Callable[[Image.Image], Any],  # from `make_transform`, or `Crops`
     *,
     batch_size: int,      # pictures in a batch of this process, at least 1
     shuffle: bool,        # draw a new order each epoch
@@ -378,15 +379,13 @@ def rotate(
 
 # %% ../../nbs/30_learn/34_views.ipynb #7074d6db
 class Crops:
-    "The part of lightly's transform that is left to the CPU."
+    "The part of lightly's transform that is left to the CPU: a transform for `make_loader`, whose batches `DeviceViews` completes."
     def __init__(
         self,
         collate: Mapping[str, Any],  # keys below lightly.collate
     ):
-        from lightly.transforms import SimCLRTransform
         from torchvision.transforms import v2
-        defaults = {o: p.default for o, p in inspect.signature(SimCLRTransform.__init__).parameters.items()}
-        self.collate = {o: p for o, p in defaults.items() if o not in ('self', 'normalize')} | check_collate(collate)
+        self.collate = check_collate(collate)
         self.crop = v2.RandomResizedCrop(self.collate['input_size'], scale=(self.collate['min_scale'], 1.))
         self.to_tensor = v2.functional.pil_to_tensor
 
@@ -397,15 +396,9 @@ class Crops:
         "Two random crops, and what is to happen to them."
         return [(self.to_tensor(self.crop(picture)), draw_chances(self.collate)) for _ in range(2)]
 
-def make_crops(
-    collate: Mapping[str, Any],  # keys below lightly.collate
-) -> Crops:                      # transform for `make_loader`
-    "Transform whose batches `device_views` completes."
-    return Crops(collate)
-
 # %% ../../nbs/30_learn/34_views.ipynb #04723dea
 class DeviceViews(nn.Module):
-    "The part of lightly's transform that a GPU does."
+    "The part of lightly's transform that a GPU does; to be moved to the device."
     mean: torch.Tensor  # (1, 3, 1, 1) float32
     std: torch.Tensor   # (1, 3, 1, 1) float32
 
@@ -416,7 +409,7 @@ class DeviceViews(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,    # then divided by this
     ):
         super().__init__()
-        self.collate = Crops(collate).collate
+        self.collate = check_collate(collate)
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -439,15 +432,7 @@ class DeviceViews(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        batch: list[list[torch.Tensor]],  # of a loader made with `make_crops`: for both views crops and chances
+        batch: list[list[torch.Tensor]],  # of a loader made with `Crops`: for both views crops and chances
     ) -> list[torch.Tensor]:              # two (b, 3, s, s) float32, normalised
         "Complete both views of a batch."
         with torch.autocast(batch[0][0].device.type, enabled=False): return [self.view(*o) for o in batch]
-
-def device_views(
-    collate: Mapping[str, Any],                        # keys below lightly.collate
-    mean: tuple[float, float, float] = IMAGENET_MEAN,  # subtracted from red, green, blue in 0 to 1
-    std: tuple[float, float, float] = IMAGENET_STD,    # then divided by this
-) -> DeviceViews:                                      # batch of `make_crops` -> list of two (b, 3, s, s) float32
-    "What completes the batches of `make_crops`; move it to the device."
-    return DeviceViews(collate, mean, std)

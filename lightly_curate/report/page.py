@@ -18,17 +18,18 @@ from ..core.rundir import RunDir
 from ..learn.collapse import read_spread
 from .plots import PARTS, plot_counts, png, side_by_side
 from .report import Report, doubt_training
+from .words import SAMPLES, Words, in_words, words_for
 
 # %% auto #0
-__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED', 'KEPT_OUT',
-           'escaped', 'data_name', 'heading', 'spoken', 'counted', 'listing', 'not_available', 'summary', 'ending',
-           'table', 'key_numbers', 'rare_numbers', 'shown', 'looked_at', 'distance_table', 'listed', 'explain_cleaning',
-           'corrupt_files', 'duplicate_groups', 'folder_counts', 'digits', 'estimate', 'savings_table', 'stage_table',
-           'origin_table', 'typed', 'config_table', 'fenced', 'boxed', 'please_note', 'noticed', 'counts_bar',
-           'picture', 'wide_picture', 'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve',
-           'about_knee', 'about_certificate', 'few_points', 'budget_table', 'about_sampling', 'how_many',
-           'about_training', 'about_loss', 'warned', 'spread_table', 'about_spread', 'training_table', 'training_part',
-           'about_pool', 'datapool_part', 'check_report']
+__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'FOLDERS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED',
+           'KEPT_OUT', 'escaped', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'counted',
+           'listing', 'not_available', 'summary', 'ending', 'table', 'key_numbers', 'rare_numbers', 'shown',
+           'looked_at', 'distance_table', 'listed', 'explain_cleaning', 'corrupt_files', 'duplicate_groups',
+           'folder_part', 'digits', 'estimate', 'savings_table', 'stage_table', 'origin_table', 'typed', 'config_table',
+           'fenced', 'boxed', 'please_note', 'noticed', 'counts_bar', 'picture', 'wide_picture', 'pair_pictures',
+           'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate', 'few_points',
+           'budget_table', 'about_sampling', 'how_many', 'about_training', 'about_loss', 'warned', 'spread_table',
+           'about_spread', 'training_table', 'training_part', 'about_pool', 'datapool_part', 'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
 MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a name may hold any
@@ -38,6 +39,26 @@ def escaped(
 ) -> str:       # markdown that shows it
     "Text without its meaning as markup."
     return re.sub(MARKUP, r'\\\g<0>', text)
+
+def called(
+    report: Report,  # what is in report.json
+) -> Words:          # one of IMAGES, FRAMES, SAMPLES
+    "What the samples of a report are called."
+    return words_for(report['sources'])
+
+def said(
+    text: str,       # about images, without names that a user gave
+    report: Report,  # what is in report.json
+) -> str:            # about what the run looked at
+    "Our own text in the words of a report."
+    return in_words(text, called(report))
+
+def sample_counts(
+    report: Report,      # what is in report.json
+) -> dict[str, int]:     # as `counts`, without the rows of videos that are not whole
+    "How many images and frames there are of each kind."
+    samples = report['sources']['samples']
+    return {**report['counts'], 'input': samples['input'], 'corrupt': samples['corrupt']}
 
 def data_name(
     report: Report,  # what is in report.json
@@ -87,17 +108,20 @@ def not_available(
     report: Report,  # what is in report.json
 ) -> list[str]:      # '3 unreadable', '4 exact copies of others', ...; empty if all images are available
     "Kinds of images that could not be selected."
-    counts = report['counts']
-    return [f'{counts[k]:,} {words}' for k, words in NOT_AVAILABLE.items() if counts[k]]
+    counts = sample_counts(report)
+    return [f'{counts[k]:,} {said(words, report)}' for k, words in NOT_AVAILABLE.items() if counts[k]]
 
 def summary(
     report: Report,  # what is in report.json
 ) -> str:            # markdown, one sentence or two
     "The run in words."
-    counts, share = report['counts'], report['shares']['sampled']
+    counts, share, parts = sample_counts(report), report['shares']['sampled'], report['sources']
     of = f' ({share:.0%} of those available)' if share is not None else ''
-    text = f'Of {counted(counts["input"], "image")}, **{counts["sampled"]:,} were selected**{of} ' \
+    text = f'Of {counted(counts["input"], called(report).one)}, **{counts["sampled"]:,} were selected**{of} ' \
            f'and {counts["removed"]:,} removed.'
+    if called(report) is SAMPLES:
+        text = f'There are {counted(parts["images"]["input"], "image")} and {counted(parts["frames"]["input"], "frame")} ' \
+               f'of videos, here called samples. {text}'
     others = not_available(report)
     if others: text += f' Not available for the selection were {listing(others)}.'
     if counts['preselected']:
@@ -108,7 +132,7 @@ def ending(
     report: Report,  # what is in report.json
 ) -> str:            # markdown, one or two sentences
     "How the selection ended, in words."
-    stopping, sampled = report['stopping'], counted(report['counts']['sampled'], 'image')
+    stopping, sampled = report['stopping'], counted(report['counts']['sampled'], called(report).one)
     distance = stopping['asked']['min_distance']
     text = {
         'n_samples': f'The selection ended because the number asked for was reached: {sampled}.',
@@ -119,8 +143,9 @@ def ending(
         'exhausted': f'As many images were asked for as there are, or more, so all {sampled} were kept.',
         'none': f'No stopping condition was set, so all {sampled} were kept.',
     }[stopping['ended_by']]
-    if stopping['covering_distance'] is None: return text
-    return f'{text} No removed image is further than {stopping["covering_distance"]:.4f} from a selected one.'
+    if stopping['covering_distance'] is not None:
+        text += f' No removed image is further than {stopping["covering_distance"]:.4f} from a selected one.'
+    return said(text, report)
 
 # %% ../../nbs/70_report/76_page.ipynb #a23533d5
 def table(
@@ -135,8 +160,8 @@ def key_numbers(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # one line
     "The strip of numbers at the top."
-    counts = report['counts']
-    names = {'Images found': 'input', 'Unreadable': 'corrupt', 'Exact copies': 'duplicate',
+    counts = sample_counts(report)
+    names = {said('Images found', report): 'input', said('Unreadable', report): 'corrupt', 'Exact copies': 'duplicate',
              'Available': 'available', 'Selected': 'sampled', 'Removed': 'removed'}
     told = {k: f'{counts[v]:,}' for k, v in names.items()}
     return pd.DataFrame([{**told, 'Time of all stages': spoken(report['job']['duration_s'])}])
@@ -168,7 +193,7 @@ def distance_table(
     pairs, near = report['distances'], report['neighbors']
     parts = ('before', 'after')
     names = {'Mean': 'mean', 'Smallest': 'min', '10th percentile': 'p10', '90th percentile': 'p90', 'Largest': 'max'}
-    rows = [('Images', [f'{pairs[o]["n_samples"]:,}' for o in parts])]
+    rows = [(said('Images', report), [f'{pairs[o]["n_samples"]:,}' for o in parts])]
     rows += [(name, [shown(pairs[o][key]) for o in parts]) for name, key in names.items()]
     rows += [('Pairs looked at', [looked_at(pairs[o]) for o in parts])]
     if near is not None:
@@ -200,25 +225,31 @@ def explain_cleaning(
     report: Report,   # what is in report.json
 ) -> str:             # markdown
     "What is kept from the selection, and how it was found."
-    text = 'Unreadable files and exact copies never reach the selection. Exact copies are images whose decoded ' \
+    text = 'Unreadable images and exact copies never reach the selection. Exact copies are images whose decoded ' \
            'pixels, mode and size are the same; the first of them in the order of names is kept.'
     if report['job']['source'] == 'embeddings':
         text = 'The selection had only vectors to look at. Exact copies are samples with the same vector; ' \
                'the first of them in the order of names is kept, the others never reach the selection.'
     found = [REASONS[o] for o in RARE if report['counts'][o]]
     if found: found.append('The column `reason` of `data/samples.parquet` tells it for each.')
-    return ' '.join([text, *found])
+    return said(' '.join([text, *found]), report)
 
 def corrupt_files(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display
     "Files that could not be read, with the reason."
+    from IPython.display import Markdown
     rows = [{'File': o['filename'], 'Reason': o['reason']} for o in report['corrupt']['shown']]
+    if rows and called(report).one == 'frame' and report['videos'] is not None:
+        return [Markdown('The damaged frames are in the section Videos.')]
     given = report['job']['source'] == 'embeddings'
-    none = 'Embeddings were given, so no image was read to find out.' if given else 'Every file could be read.'
+    none = {'image': 'Every file could be read.', 'frame': 'No frame looks damaged.',
+            'sample': 'Every image could be read, and no frame looks damaged.'}[called(report).one]
+    if given: none = said('Embeddings were given, so no image was read to find out.', report)
     return listed(rows, report['corrupt']['n'], none,
                   'All are in `filenames/corrupt_filenames.txt`.')
 
+# %% ../../nbs/70_report/76_page.ipynb #189d450a
 def duplicate_groups(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display
@@ -228,19 +259,28 @@ def duplicate_groups(
         more = group['n_copies'] - len(group['copies'])
         names = '; '.join(group['copies']) + (f'; and {more:,} more' if more else '')
         rows.append({'Kept': group['kept'], 'Copies': f'{group["n_copies"]:,}', 'Their names': names})
-    none = 'No image is an exact copy of another.'
+    none = said('No image is an exact copy of another.', report)
     if report['job']['source'] == 'embeddings': none = 'No two samples have the same vector.'
     if report['job']['config'].get('remove_exact_duplicates') is False: none = 'Exact copies were not looked for.'
     return listed(rows, report['duplicates']['n_groups'], none, 'All are in `filenames/duplicate_filenames.txt`.')
 
-def folder_counts(
+FOLDERS = {'image': '## Folders\n\nThe first folder of a file name serves as a weak label. A folder of which few images are '
+                    'selected holds many that are alike.',
+           'frame': '## Frames by video\n\nA video of which few frames are selected holds many that are alike.',
+           'sample': '## Folders and videos\n\nThe first folder of the name of an image serves as a weak label, and so does '
+                     'the video of a frame. A folder or video of which few are selected holds many that are alike.'}
+
+def folder_part(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display
-    "Images before and after, by folder."
-    rows = [{'Folder': o['name'], 'Found': f'{o["input"]:,}', 'Available': f'{o["available"]:,}',
+    "Images before and after by folder, with a heading; nothing when the table of the videos tells the same."
+    from IPython.display import Markdown
+    words = called(report)
+    if words.one == 'frame' and report['videos'] is not None: return []
+    rows = [{words.group.capitalize(): o['name'], 'Found': f'{o["input"]:,}', 'Available': f'{o["available"]:,}',
              'Selected': f'{o["sampled"]:,}'} for o in report['folders']['shown']]
-    return listed(rows, report['folders']['n'], 'There are no folders.',
-                  'The column `label` of `data/samples.parquet` has all.')
+    return [Markdown(FOLDERS[words.one]), *listed(rows, report['folders']['n'], 'There are no folders.',
+                                                  'The column `label` of `data/samples.parquet` has all.')]
 
 # %% ../../nbs/70_report/76_page.ipynb #eafad978
 def digits(
@@ -261,10 +301,11 @@ def savings_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each task
     "Estimated savings by task."
-    return pd.DataFrame([{
+    lines = pd.DataFrame([{
         'Task': o['task'], 'Labelling, USD per image': f'{o["usd_per_image"]:,.2f}', 'Saved, USD': estimate(o['usd']),
         'Training, kg CO2e per image': digits(o['kg_co2_per_image']), 'Saved, kg CO2e': estimate(o['kg_co2']),
     } for o in report['savings']])
+    return lines.rename(columns=lambda o: said(o, report))
 
 def stage_table(
     report: Report,   # what is in report.json
@@ -278,7 +319,7 @@ def origin_table(
 ) -> pd.DataFrame:    # a line for each fact
     "Where the vectors come from, and what the run ran on."
     weights, machine = report['weights'], report['job']['machine']
-    facts = {'Vectors from': weights['origin'], 'Backbone': weights['name'], 'Numbers per image': weights['n_features'],
+    facts = {'Vectors from': weights['origin'], 'Backbone': weights['name'], said('Numbers per image', report): weights['n_features'],
              'Input size': weights['input_size'] and f'{weights["input_size"]} pixels', 'SHA-256': weights['sha256'],
              'Started': report['job']['started_at'], 'Finished': report['job']['finished_at'],
              'Machine': f'{machine["system"]}, {machine["n_cpus"]} CPU cores, {machine["memory_GB"]} GB memory',
@@ -331,8 +372,8 @@ def noticed(
 ) -> list[Any]:      # IPython objects to display, empty without notices
     "What the reader should know: what makes the report doubtful in a box, the rest as a list."
     from IPython.display import Markdown
-    is_told, doubts = report['stopping']['ended_by'] == 'none', doubt_training(report['training'])  # told by `ending`
-    rest = [o for o in report['notices'] if o not in doubts and not (is_told and 'stopping condition' in o)]
+    is_told, doubts = report['stopping']['ended_by'] == 'none', doubt_training(report['training'], called(report))
+    rest = [o for o in report['notices'] if o not in doubts and not (is_told and 'stopping condition' in o)]  # by `ending`
     return [*(Markdown(boxed(escaped(o))) for o in doubts), *please_note(rest)]
 
 # %% ../../nbs/70_report/76_page.ipynb #5c7f87c4
@@ -341,11 +382,11 @@ def counts_bar(
 ) -> Any:            # IPython image with alternative text
     "Where the images went, as one bar."
     from IPython.display import Image as Shown
-    counts = report['counts']
-    alt = f'Bar: of {counts["input"]:,} images {counts["sampled"]:,} were selected, {counts["removed"]:,} removed, ' \
-          f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} unreadable' \
+    counts = sample_counts(report)
+    alt = f'Bar: of {counts["input"]:,} {called(report).many} {counts["sampled"]:,} were selected, {counts["removed"]:,} removed, ' \
+          f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} {called(report).bad}' \
           + ''.join(f', {counts[k]:,} {NOT_AVAILABLE[k]}' for k in RARE if counts[k]) + '.'
-    return Shown(png(plot_counts(counts)), format='png', alt=alt)
+    return Shown(png(plot_counts(counts, called(report))), format='png', alt=alt)
 
 # %% ../../nbs/70_report/76_page.ipynb #b51fd0d0
 def picture(
@@ -384,14 +425,14 @@ def pair_pictures(
 ) -> list[Any]:       # IPython objects to display
     "All pairs that have a picture, two in a row; the others as a table; before them how to read them."
     from IPython.display import Markdown
-    if report['counts']['removed'] == 0: return [Markdown('No image was removed.')]
+    if report['counts']['removed'] == 0: return [Markdown(said('No image was removed.', report))]
     if not report['examples']: return [Markdown('No pairs were asked for (`n_example_images=0`).')]
     names = [Path(o['plot']).stem for o in report['examples'] if o['plot']]
     rows = [picture(report, run_dir, names[i:i + 2]) for i in range(0, len(names), 2)]
     bare = [{'Selected': o['retained'], 'Removed': o['removed'], 'Distance': f'{o["distance"]:.4f}'}
             for o in report['examples'] if not o['plot']]
     if bare: rows.append(table(pd.DataFrame(bare)))
-    return [Markdown(PAIRS), *rows]
+    return [Markdown(said(PAIRS, report)), *rows]
 
 # %% ../../nbs/70_report/76_page.ipynb #0d13ac8b
 def histograms(
@@ -413,9 +454,9 @@ def maps(
     from IPython.display import Markdown
     names = [o['name'] for o in report['plots'] if o['name'].startswith('scatter')
              and not o['name'].endswith(('_no_overlay', '_datapool'))]
-    text = 'The selected images are dark, the removed ones pale; whichever are fewer lie on top.'
+    text = said('The selected images are dark, the removed ones pale; whichever are fewer lie on top.', report)
     if report['folders']['n'] > 1:
-        text += ' On the right are the same points by folder.'
+        text += f' On the right are the same points by {called(report).group}.'
         rows = [[o, f'{o}_no_overlay'] for o in names]
     else: rows = [names[i:i + 2] for i in range(0, len(names), 2)]
     return [Markdown(text), *(picture(report, run_dir, o) for o in rows)]
@@ -430,8 +471,8 @@ def savings_part(
 ) -> list[Any]:       # IPython objects to display
     "The estimate and where it is from."
     from IPython.display import Markdown
-    if report['counts']['removed'] == 0: return [Markdown('No image was removed, so nothing was saved.')]
-    return [Markdown(SAVINGS), table(savings_table(report))]
+    if report['counts']['removed'] == 0: return [Markdown(said('No image was removed, so nothing was saved.', report))]
+    return [Markdown(said(SAVINGS, report)), table(savings_table(report))]
 
 # %% ../../nbs/70_report/76_page.ipynb #89124bba
 def about_curve(
@@ -443,9 +484,10 @@ def about_curve(
            'The left side follows the image that is served worst, whose distance to the nearest selected one is the ' \
            '*covering distance*; the right side follows all images.'
     good, last = budget['as_good_as_random'], budget['points'][-1]['n']
-    if good is None or good >= last: return text
-    return f'{text} Ninety-nine of a hundred images have one of **{good:,}** chosen by k-center as near as one of ' \
-           f'{last:,} random ones.'
+    if good is not None and good < last:
+        text += f' Ninety-nine of a hundred images have one of **{good:,}** chosen by k-center as near as one of ' \
+                f'{last:,} random ones.'
+    return said(text, report)
 
 def about_knee(
     report: Report,  # what is in report.json, with a budget
@@ -453,10 +495,11 @@ def about_knee(
     "A suggestion, or why there is none."
     knee = report['budget']['knee']
     if knee is None:
-        return '**The curve has no knee.** Wherever one looks, the next doubling helps about as much as the one before, ' \
+        text = '**The curve has no knee.** Wherever one looks, the next doubling helps about as much as the one before, ' \
                'so the images do not suggest a number: choose by what can be labelled, or by the covering distance ' \
                'that can be tolerated. (A knee beyond half of the curve would need a longer curve to be seen.)'
-    return f'**The curve has a knee at {counted(knee["n_samples"], "image")}.** The doubling up to there lowered the ' \
+        return said(text, report)
+    return f'**The curve has a knee at {counted(knee["n_samples"], called(report).one)}.** The doubling up to there lowered the ' \
            f'covering distance by a factor that is {knee["strength"]:.1f} times that of the doubling after it. ' \
            f'`n_samples={knee["n_samples"]}` or `min_distance={knee["min_distance"]:.6g}` stop there.'
 
@@ -469,7 +512,7 @@ def about_certificate(
     has_members = pool is not None and pool['members_before'] > 0
     given = (', those chosen before among them' if report['budget']['n_before'] else '') \
         + (', beside the members of the datapool' if has_members else '')
-    text = f'**How good is that?** Choose any {counted(promise["n_samples"], "image")}{given}, by whatever method: the ' \
+    text = f'**How good is that?** Choose any {counted(promise["n_samples"], called(report).one)}{given}, by whatever method: the ' \
            f'covering distance cannot be below {promise["lower_bound"]:.4f}. K-center reaches ' \
            f'{promise["covering_distance"]:.4f}, at most twice the best possible'
     is_told = stopping['method'] == 'coreset' or stopping['covering_distance'] is None
@@ -497,7 +540,8 @@ def budget_table(
              'Mean distance': 'mean_distance', 'random ': 'random_mean', '99th percentile': 'p99_distance',
              'random  ': 'random_p99'}
     points = few_points(report['budget']['points'], [knee['n_samples']] if knee else [])
-    return pd.DataFrame([{'Images': f'{o["n"]:,}', **{k: f'{o[v]:.4f}' for k, v in names.items()}} for o in points])
+    first = said('Images', report)
+    return pd.DataFrame([{first: f'{o["n"]:,}', **{k: f'{o[v]:.4f}' for k, v in names.items()}} for o in points])
 
 def about_sampling(
     report: Report,  # what is in report.json, with a budget
@@ -510,7 +554,7 @@ def about_sampling(
                     f'{budget["n_available"]:,} images, drawn at random: at the end of the curve the standard error is '
                     f'{digits(last["mean_error"])} for the mean and {digits(last["p99_error"])} for the percentile, '
                     'and the covering distance of random choices is in truth larger than shown.')
-    return ' '.join(told)
+    return said(' '.join(told), report)
 
 # %% ../../nbs/70_report/76_page.ipynb #d73c4702
 def how_many(
@@ -541,13 +585,13 @@ def about_training(
         why = ' (`lightly.trainer.max_epochs=0`)' if told['epochs_asked'] == 0 else ', because no epoch was finished'
         return f'**Nothing was trained**{why}. The training would have started {start}.'
     asked = f' of the {told["epochs_asked"]:,} asked for' if told['epochs_asked'] > told['epochs'] else ''
-    text = f'The backbone *{escaped(told["name"])}* was trained on {counted(told["n_images"], "image")} of this run, ' \
+    text = f'The backbone *{escaped(told["name"])}* was trained on {counted(told["n_images"], called(report).one)} of this run, ' \
            f'without labels, for {counted(told["epochs"], "epoch")}{asked}, in {spoken(told["seconds"])}. ' \
            f'It started {start}.'
     if told['resumed_at'] is not None:
         text += f' The training was stopped and went on with epoch {told["resumed_at"]:,}; epochs are counted from 0.'
     if told['checkpoint'] and told['checkpoint'] in report['weights']['origin']:
-        text += f' The images were embedded with its best checkpoint, `{told["checkpoint"]}`.'
+        text += f' The {called(report).many} were embedded with its best checkpoint, `{told["checkpoint"]}`.'
     return text
 
 def about_loss(
@@ -559,6 +603,7 @@ def about_loss(
     text = '**Did it learn?**{} The loss says how hard it still is for the model to see that two views are of the same ' \
            'image. Its value depends on the recipe and the size of a batch: compare it only with that of a training that ' \
            'shares both.'
+    text = said(text, report)
     if best is None or loss[best] is None: return text.format('')
     if len(loss) == 1: return text.format(f' After the only epoch the loss was {loss[0]:.4f}.')
     first = f' from {loss[0]:.4f} in epoch 0' if loss[0] is not None and best > 0 else ''
@@ -583,7 +628,7 @@ def warned(
                      'is `16`, use `bf16` or `32`.')
     if told['spread'] and told['spread']['is_collapsed']:
         first, _, rest = read_spread(told['spread']).words(told['recipe']).partition(':')
-        boxes.append(f'**{escaped(first)}:**{escaped(rest)}\n\n{LOST}')
+        boxes.append(said(f'**{escaped(first)}:**{escaped(rest)}\n\n{LOST}', report))
     return [Markdown(boxed(o)) for o in boxes]
 
 # %% ../../nbs/70_report/76_page.ipynb #9272ea4f
@@ -603,11 +648,12 @@ def about_spread(
     "What the two numbers are, and the verdict when it is not in a box."
     told = report['training']['spread']
     verdict = '' if told['is_collapsed'] else f' {read_spread(told).words(report["training"]["recipe"])}'
-    return f'**Does the model still tell images apart?**{verdict} The *spread* is 0 when all embeddings point the same ' \
+    text = f'**Does the model still tell images apart?**{verdict} The *spread* is 0 when all embeddings point the same ' \
            'way and 1 when they point everywhere alike; the *effective rank* is how many of the ' \
            f'{counted(told["d"], "direction")} there are the differences between images take up. Both were measured on ' \
            f'{counted(told["n"], "image")}. Neither says whether the embeddings suit a task better than before: that takes ' \
            'labels, or a look at the pairs and maps of a run without training.'
+    return said(text, report)
 
 def training_table(
     report: Report,   # what is in report.json, with a training
@@ -621,7 +667,7 @@ def training_table(
              'Trained on': told['device'], 'Precision': told['precision'],
              'Decoded images, kept on disk while it ran': f'{kept/1e6:,.1f} MB' if kept else None,
              'Best checkpoint': told['checkpoint']}
-    return pd.DataFrame([{'Fact': k, 'Value': v} for k, v in facts.items() if v is not None])
+    return pd.DataFrame([{'Fact': said(k, report), 'Value': v} for k, v in facts.items() if v is not None])
 
 # %% ../../nbs/70_report/76_page.ipynb #81f1518c
 def training_part(
@@ -636,7 +682,7 @@ def training_part(
     if told['loss']: parts += [wide_picture(report, run_dir, 'training_loss'), Markdown(about_loss(report))]
     if told['spread']: parts += [Markdown(about_spread(report)), table(spread_table(report))]
     if told['epochs']: parts.append(table(training_table(report)))
-    return parts + please_note(told['notices'])
+    return parts + please_note([said(o, report) for o in told['notices']])
 
 # %% ../../nbs/70_report/76_page.ipynb #bba407cc
 STEERED = {'random': '', 'coreset': ' New images were chosen to be far from the members as well as from each other.'}
@@ -646,15 +692,16 @@ def about_pool(
 ) -> str:            # markdown
     "What the run did to the datapool."
     pool = report['datapool']
-    held = f'held {counted(pool["members_before"], "image")}' if pool['members_before'] else 'was empty'
+    words = called(report)
+    held = f'held {counted(pool["members_before"], words.one)}' if pool['members_before'] else 'was empty'
     text = f'The datapool *{escaped(pool["name"])}* {held}. This run added ' \
            f'**{pool["new"]:,}**, so that it holds {pool["members_after"]:,} now.'
     if pool['members_in_input']:
-        text += f' Of the images found, {pool["members_in_input"]:,} were in it already and were not chosen again.'
+        text += f' Of the {words.many} found, {pool["members_in_input"]:,} were in it already and were not chosen again.'
     if pool['excluded']:
         text += f' Kept out were {pool["excluded"]:,}, as too near to the embeddings of `datapool.exclude`.'
-    if pool['members_before']: text += STEERED.get(report['stopping']['method'], ' The members steered the choice.')
-    return f'{text} `n_samples` counts {"the members too" if pool["count_members"] else "new images only"}.'
+    if pool['members_before']: text += said(STEERED.get(report['stopping']['method'], ' The members steered the choice.'), report)
+    return f'{text} `n_samples` counts {"the members too" if pool["count_members"] else f"new {words.many} only"}.'
 
 def datapool_part(
     report: Report,   # what is in report.json
@@ -664,7 +711,7 @@ def datapool_part(
     from IPython.display import Markdown
     if report['datapool'] is None: return []
     names = [o['name'] for o in report['plots'] if o['name'].endswith('_datapool')]
-    maps = [Markdown('The members are pale, the new images dark.'), picture(report, run_dir, names)] if names else []
+    maps = [Markdown(f'The members are pale, the new {called(report).many} dark.'), picture(report, run_dir, names)] if names else []
     return [Markdown(f'## The datapool\n\n{about_pool(report)}'), *maps]
 
 # %% ../../nbs/70_report/76_page.ipynb #18245529
@@ -675,15 +722,21 @@ def check_report(
     run_dir: RunDir,  # run
 ) -> None:
     "Raise a `ReportError` that names every contradiction."
-    counts, after = report['counts'], report['distances']['after']
+    counts, distances, sources, videos = (report[o] for o in ('counts', 'distances', 'sources', 'videos'))
     rules = {
         f'input = {" + ".join(KEPT_OUT)} + available':
             counts['input'] == sum(counts[o] for o in KEPT_OUT) + counts['available'],
         'available = sampled + removed': counts['available'] == counts['sampled'] + counts['removed'],
         'preselected <= sampled': counts['preselected'] <= counts['sampled'],
-        'distances after are those of the sampled images': after['n_samples'] == counts['sampled'],
-        'as many corrupt and duplicate files are listed as counted': report['corrupt']['n'] == counts['corrupt']
+        'distances after are those of the sampled images': distances['after']['n_samples'] == counts['sampled'],
+        'as many corrupt and duplicate files are listed as counted':
+            report['corrupt']['n'] + sources['broken_videos'] == counts['corrupt']
             and report['duplicates']['n_files'] == counts['duplicate'],
+        'images and frames are all there is': all(sources['images'][o] + sources['frames'][o] == sources['samples'][o]
+            for o in sources['samples']) and sources['samples']['sampled'] == counts['sampled']
+            and sources['samples']['input'] + sources['broken_videos'] == counts['input'],
+        'as many frames by video as there are': videos is None or videos['n'] > len(videos['shown'])
+            or sum(o['looked_at'] for o in videos['shown']) == sources['frames']['input'],
         'as many losses as epochs': report['training'] is None
             or len(report['training']['loss']) == report['training']['epochs'],
     }

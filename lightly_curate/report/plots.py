@@ -15,19 +15,25 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 from .stats import DistanceStats, NeighborStats
+from .videos import Timeline
+from .words import IMAGES, Words, in_words
 from ..select.budget import SelectionCurve
 
 # %% auto #0
 __all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'WIDE_SIZE', 'NEIGHBOR_SIZE', 'DASHED',
            'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS', 'LOSS_SIZE', 'LOG_FROM', 'N_DOTTED',
-           'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled', 'new_axes',
-           'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines', 'plot_distances',
-           'shares_below', 'plot_neighbors', 'map_axes', 'point_area', 'plot_selection', 'plot_labels', 'plot_pool',
-           'draw_random', 'mark_choice', 'plot_curve', 'mark_epochs', 'plot_loss', 'framed', 'plot_pair', 'plot_counts',
-           'side_by_side']
+           'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'ROW_HEIGHT', 'STRIP_HEIGHT', 'ALL_ROWS_HEIGHT', 'LINE_HEIGHT',
+           'N_MARKS', 'N_AVAILABLE', 'N_STEPS', 'LOST', 'CROSS', 'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled',
+           'new_axes', 'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines',
+           'plot_distances', 'shares_below', 'plot_neighbors', 'map_axes', 'point_area', 'plot_selection',
+           'plot_labels', 'plot_pool', 'draw_random', 'mark_choice', 'plot_curve', 'mark_epochs', 'plot_loss', 'framed',
+           'plot_pair', 'draw_steps', 'band_of', 'draw_timeline', 'name_rows', 'explain_rows', 'plot_timelines',
+           'plot_counts', 'side_by_side']
 
 # %% ../../nbs/70_report/72_plots.ipynb #35c982a4
 SIZE = (4.5, 3.1)  # width, height of a figure, inches
@@ -125,6 +131,7 @@ def plot_distances(
     stats: DistanceStats,                       # of the set
     title: str,                                 # e.g. 'Histogram of Input Data'
     heights: tuple[float, float] | None = None, # bottom and top of the axis, None: to suit this set
+    words: Words = IMAGES,                      # what the samples are called
 ) -> Figure:                                    # histogram
     "Histogram of the distances of all pairs."
     bottom, top = heights or height_range(stats)
@@ -139,7 +146,8 @@ def plot_distances(
             axes.annotate(name, (value, 1), (2, -2 - 11*line), ('data', 'axes fraction'), 'offset points', fontsize=8,
                           va='top')
         if stats.n_pairs == 0:
-            axes.text(.5, .5, 'one image has no pairs', transform=axes.transAxes, ha='center', color=GREY)
+            axes.text(.5, .5, in_words('one image has no pairs', words), transform=axes.transAxes, ha='center',
+                      color=GREY)
     return axes.figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #96c2322f
@@ -156,13 +164,14 @@ def shares_below(
 def plot_neighbors(
     before: NeighborStats,  # of the available images
     after: NeighborStats,   # of the selected ones
+    words: Words = IMAGES,  # what the samples are called
 ) -> Figure:                # two panels
     "Which share of the images has a neighbour nearer than a distance."
     with styled():
         figure = Figure(figsize=NEIGHBOR_SIZE, layout='constrained')
         figure.get_layout_engine().set(w_pad=.08, h_pad=.06, wspace=.04)
         right = max(before.edges[-1], after.edges[-1])
-        for axes, title in zip(figure.subplots(1, 2), ('All images', 'Near copies'), strict=True):
+        for axes, title in zip(figure.subplots(1, 2), (f'All {words.many}', 'Near copies'), strict=True):
             for stats, name, colour, line in ((before, 'before', GREY, DASHED), (after, 'after', BLUE, '-')):
                 if stats.n_samples > 1:
                     axes.plot(np.append(stats.edges[1:], right), np.append(shares_below(stats)[1:], 1.), color=colour,
@@ -225,24 +234,27 @@ def plot_labels(
     labels: np.ndarray,          # (n,) int64 weak labels
     names: dict[int, str],       # name of each label, for the legend
     method: str,                 # e.g. 'PCA'
+    words: Words = IMAGES,       # what the samples are called, and what the weak label stands for
 ) -> Figure:                     # map
     "Map of all samples, coloured by weak label."
     area, raster = point_area(len(points)), len(points) > RASTER_FROM
     found = np.unique(labels)
     with styled():
-        axes = map_axes(method, 'by folder')
+        axes = map_axes(method, f'by {words.group}')
         if len(found) > len(COLOURS):
             place = np.searchsorted(found, labels)
             drawn = axes.scatter(*points.T, s=area, c=place, cmap='viridis', linewidths=0, rasterized=raster)
-            axes.figure.colorbar(drawn, label=f'folder, 0 to {len(found) - 1}', ticks=[0, len(found) - 1], pad=.02)
+            axes.figure.colorbar(drawn, label=f'{words.group}, 0 to {len(found) - 1}', ticks=[0, len(found) - 1], pad=.02)
             return axes.figure
         for i, label in enumerate(found):
             axes.scatter(*points[labels == label].T, s=area, c=COLOURS[i], marker=MARKERS[i], linewidths=0,
                          rasterized=raster, label=str(label))
         if len(found) == 1: return axes.figure
-        legend = axes.figure.legend(loc='lower center', ncols=min(4, len(found)), markerscale=1.6)
+        is_long = len(found) > 4  # then three short rows, else two
+        layout: dict[str, Any] = {'ncols': 3, 'fontsize': 8, 'labelspacing': .05} if is_long else {'ncols': 2}
+        legend = axes.figure.legend(loc='lower center', markerscale=1.6, columnspacing=1., borderpad=.2, **layout)
         for label, text in zip(found, legend.get_texts(), strict=True):
-            text.set(text=printable(names.get(int(label), str(label)), 20), parse_math=False)
+            text.set(text=printable(names.get(int(label), str(label)), 14 if is_long else 20), parse_math=False)
     return axes.figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #346667d7
@@ -291,6 +303,7 @@ def mark_choice(
 def plot_curve(
     curve: SelectionCurve,          # of a run
     n_selected: int | None = None,  # samples of the run, None: not marked
+    words: Words = IMAGES,          # what the samples are called
 ) -> Figure:                        # two panels
     "What each number of samples would give."
     with styled():
@@ -305,8 +318,8 @@ def plot_curve(
         draw_random(right, curve.n, curve.random_p99, curve.random_p99_sd, '99 %, random', DASHED)
         right.plot(curve.n, curve.mean_distance, color=BLUE, linewidth=2.6, label='mean, k-center', zorder=3)
         draw_random(right, curve.n, curve.random_mean, curve.random_mean_sd, 'mean, random', DOTTED)
-        for axes, title in ((left, 'Worst served image'), (right, 'Mean and 99th percentile')):
-            axes.set(xscale='log', ylim=(0, None), xlabel='Images selected (log)', ylabel='Distance to nearest selected')
+        for axes, title in ((left, f'Worst served {words.one}'), (right, 'Mean and 99th percentile')):
+            axes.set(xscale='log', ylim=(0, None), xlabel=in_words('Images selected (log)', words), ylabel='Distance to nearest selected')
             axes.set_title(title)
             axes.grid(True)
             is_long = curve.n[-1] >= 100*curve.n[0]
@@ -368,7 +381,7 @@ def plot_loss(
 # %% ../../nbs/70_report/72_plots.ipynb #d4b16c6d
 PAIR_SIZE = (4.5, 2.45)     # width, height of the figure of a pair, inches
 PICTURE_SIZE = (420, 340)   # width, height of the room for each picture, pixels
-NAME_LENGTH = 28            # characters of a file name below a picture
+NAME_LENGTH = 28            # characters of a file name below a picture or beside a row
 
 def framed(
     picture: Image.Image, # RGB
@@ -384,20 +397,118 @@ def plot_pair(
     removed: Image.Image,   # RGB
     names: tuple[str, str], # file names of both
     distance: float,        # between their vectors
+    times: tuple[str, str] = ('', ''),  # of frames in their videos, e.g. '12.48 s', '' for images
 ) -> Figure:                # two pictures
     "A selected image beside a removed one that it stands for."
     with styled():
-        figure = Figure(figsize=PAIR_SIZE, layout='constrained')
+        figure = Figure(figsize=(PAIR_SIZE[0], PAIR_SIZE[1] + .15*any(times)), layout='constrained')
         figure.get_layout_engine().set(w_pad=.08, h_pad=.08)
-        columns = zip(figure.subplots(1, 2), (selected, removed), names, ('Selected', 'Removed'), strict=True)
-        for axes, picture, name, kind in columns:
+        columns = zip(figure.subplots(1, 2), (selected, removed), names, times, ('Selected', 'Removed'), strict=True)
+        for axes, picture, name, time, kind in columns:
             axes.imshow(np.asarray(framed(picture)))
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
             axes.spines[:].set_visible(False)
             axes.set_title(kind, loc='center', color=BLUE if kind == 'Selected' else GREY)
-            axes.set_xlabel(printable(name, NAME_LENGTH), parse_math=False, fontsize=8.5)
+            below = [printable(name, NAME_LENGTH), f'at {time}' if time else ''][:1 + any(times)]
+            axes.set_xlabel('\n'.join(below), parse_math=False, fontsize=8.5)
         figure.supxlabel(f'distance {distance:.4f}', fontsize=9.5)
+    return figure
+
+# %% ../../nbs/70_report/72_plots.ipynb #992dcd72
+ROW_HEIGHT, STRIP_HEIGHT = .3, .045  # of a timeline, inches: when there are few, when there are many
+ALL_ROWS_HEIGHT = 9.                 # of all timelines together at most, inches
+LINE_HEIGHT = .13                    # that a name takes, inches
+N_MARKS = 400                        # marks that fit beside each other on the time axis
+N_AVAILABLE, N_STEPS = 8, 80         # available frames behind each step of the pale band at least; steps at most
+LOST = {'color': INK, 'linewidth': 1, 'linestyle': DOTTED}
+CROSS = {'marker': 'x', 'markersize': 5, 'markeredgecolor': ORANGE, 'markeredgewidth': 1.4}
+
+def draw_steps(
+    axes: Axes,            # drawn into
+    place: int,            # of the row, 0 is the uppermost
+    edges: np.ndarray,     # (b + 1,) of the bins
+    heights: np.ndarray,   # (b,) 0 to 1, of the height of a row
+    colour: str,           # of the steps
+) -> None:
+    "Bars that stand on the foot of a row."
+    top = place + .42 - .84*np.append(heights, 0)
+    axes.fill_between(edges, place + .42, top, step='post', color=colour, linewidth=0)
+
+def band_of(
+    times: np.ndarray,   # (a,) of the frames that could be selected, at least one
+    shortest: float,     # width of the band at least
+) -> tuple[np.ndarray, np.ndarray]:  # (b + 1,) edges, (b,) heights from 0 to 1
+    "Where frames could be selected; as high as can be where they are about as dense as anywhere in the video."
+    first, last = times.min(), times.max()
+    last += max(shortest, (last - first)/max(1, len(times) - 1))
+    counts, edges = np.histogram(times, np.clip(len(times)//N_AVAILABLE, 1, N_STEPS), (first, last))
+    return edges, np.minimum(1, counts/(.8*counts.max()))
+
+# %% ../../nbs/70_report/72_plots.ipynb #6eb67a4d
+def draw_timeline(
+    axes: Axes,          # drawn into
+    place: int,          # of the row, 0 is the uppermost
+    line: Timeline,      # of one video
+    edges: np.ndarray,   # (N_MARKS + 1,) of the time axis
+    n_most: int,         # selected frames at the fullest mark of all videos
+) -> None:
+    "One video as a row: where frames could be selected, and where they were."
+    foot = place + .42
+    if len(line.available): draw_steps(axes, place, *band_of(line.available, edges[1]), PALE)
+    counts = np.histogram(line.selected, edges)[0]
+    draw_steps(axes, place, edges, np.where(counts, .4 + .6*np.sqrt(counts/n_most), 0), BLUE)
+    axes.plot([0, line.end], [foot, foot], color=GREY, linewidth=.5, solid_capstyle='butt')
+    if line.lost_end > line.end:
+        axes.plot([line.end, line.lost_end], [foot, foot], **LOST)
+        axes.plot(line.end, place, linestyle='', clip_on=False, zorder=5, **CROSS)
+
+def name_rows(
+    axes: Axes,              # of the timelines
+    lines: list[Timeline],   # rows, the first is the uppermost
+    height: float,           # of a row, inches
+) -> None:
+    "Names on the left, counts on the right: of every row, or of as many as there is room for."
+    named = range(0, len(lines), int(np.ceil(LINE_HEIGHT/height)))
+    size = 8.5 if height >= 1.5*LINE_HEIGHT else 6.5
+    counts = [f'{len(lines[i].selected):,} of {len(lines[i].available):,}' for i in named]
+    right = axes.secondary_yaxis('right')
+    axes.set_yticks(named, [printable(lines[i].name, NAME_LENGTH) for i in named], fontsize=size, parse_math=False)
+    right.set_yticks(named, counts, fontsize=size)
+    right.spines[:].set_visible(False)
+    for o in (axes, right): o.tick_params(axis='y', length=0)
+
+# %% ../../nbs/70_report/72_plots.ipynb #d28fab9f
+def explain_rows(
+    figure: Figure,          # with timelines
+    lines: list[Timeline],   # that it shows
+) -> None:
+    "The legend of the timelines."
+    handles: list[Any] = [Patch(color=BLUE, label='selected'), Patch(color=PALE, label='could be selected')]
+    if any(o.lost_end > o.end for o in lines): handles.append(Line2D([], [], label='lost', **LOST, **CROSS))
+    figure.legend(handles=handles, loc='outside upper left', ncols=3, borderpad=.1)
+
+def plot_timelines(
+    lines: list[Timeline],  # at least one, the first is the uppermost
+    is_timed: bool,         # times are seconds, else indices of frames
+) -> Figure:                # a row for each video
+    "Where in each video frames were selected."
+    height = float(np.clip(ALL_ROWS_HEIGHT/len(lines), STRIP_HEIGHT, ROW_HEIGHT))
+    edges = np.linspace(0, max(o.lost_end for o in lines) or 1., N_MARKS + 1)
+    n_most = max(1, *(int(np.histogram(o.selected, edges)[0].max()) for o in lines))
+    with styled():
+        figure = Figure(figsize=(WIDE_SIZE[0], height*len(lines) + .95), layout='constrained')
+        figure.get_layout_engine().set(w_pad=.08, h_pad=.06)
+        axes = figure.subplots()
+        for place, line in enumerate(lines): draw_timeline(axes, place, line, edges, n_most)
+        name_rows(axes, lines, height)
+        axes.set(xlim=(-edges[-1]/200, edges[-1]*1.005), ylim=(len(lines) - .5, -.5),
+                 xlabel='Time in the video (s)' if is_timed else 'Frame')
+        axes.spines['left'].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=not is_timed, min_n_ticks=1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:,g}'))
+        axes.grid(True, axis='x')
+        explain_rows(figure, lines)
     return figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #1821235d
@@ -410,6 +521,7 @@ N_COLUMNS = 4  # of the legend
 
 def plot_counts(
     counts: Mapping[str, int],  # input and the keys of PARTS, those of ALWAYS at least
+    words: Words = IMAGES,      # what the samples are called
 ) -> Figure:                    # one bar
     "What became of the images, as one bar."
     parts = {o: PARTS[o] for o in PARTS if o in ALWAYS or counts.get(o)}
@@ -420,7 +532,7 @@ def plot_counts(
         start = 0
         for key, (name, colour) in parts.items():
             n = counts[key]
-            axes.barh(0, n, left=start, color=colour, edgecolor='white', linewidth=1, label=f'{name} {n:,}')
+            axes.barh(0, n, left=start, color=colour, edgecolor='white', linewidth=1, label=f'{in_words(name, words)} {n:,}')
             start += n
         axes.set(xlim=(0, max(1, start)), yticks=[], xticks=[])
         axes.spines[:].set_visible(False)

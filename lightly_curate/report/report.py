@@ -20,31 +20,34 @@ from PIL import Image
 from ..core.errors import ReportError
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
-from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, thumbnail
+from ..data.images import MAX_IMAGE_PIXELS
 from ..embed.vectors import Vectors
 from ..learn.collapse import Condition
 from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_loss, plot_neighbors,
-                                           plot_pair, plot_pool, plot_selection, png)
+                                           plot_pair, plot_pool, plot_selection, plot_timelines, png)
 from .project import Layout, pca, rows_to_draw, umap_layout
 from .stats import DistanceStats, NeighborStats, Saving
+from .videos import N_TIMELINES, describe_videos, find_timelines
+from .words import IMAGES, Words, count_sources, in_words, words_for
 from ..select.budget import SelectionCurve, as_good_as_random
 from ..select.distances import nearest
 
 # %% auto #0
 __all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'SOURCE', 'JOB',
-           'KINDS', 'COUNTS', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'NEIGHBORS', 'POINT', 'KNEE',
-           'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SPREAD', 'TRAINING', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES',
-           'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS',
-           'POOL_MAPS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of', 'list_of', 'maybe', 'validate_report', 'jsonable',
-           'list_corrupt', 'list_duplicates', 'label_names', 'count_folders', 'example_places', 'find_stand_ins',
-           'Pair', 'example_pairs', 'do_nothing', 'n_figures', 'Illustrations', 'write_figure', 'write_histograms',
-           'write_maps', 'write_all_maps', 'write_curve', 'write_pool_maps', 'describe_training', 'write_loss',
-           'read_pair', 'write_pairs', 'write_plots', 'describe_machine', 'installed_versions', 'describe_distances',
+           'KINDS', 'COUNTS', 'PART', 'SOURCES', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'NEIGHBORS',
+           'POINT', 'KNEE', 'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SPREAD', 'TRAINING', 'TIME', 'VIDEO', 'DAMAGED',
+           'VIDEOS', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES', 'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT',
+           'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS', 'POOL_MAPS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of',
+           'list_of', 'maybe', 'validate_report', 'jsonable', 'list_corrupt', 'list_duplicates', 'label_names',
+           'count_folders', 'example_places', 'find_stand_ins', 'Pair', 'example_pairs', 'do_nothing', 'n_figures',
+           'Illustrations', 'write_figure', 'write_histograms', 'write_maps', 'write_all_maps', 'write_curve',
+           'write_pool_maps', 'describe_training', 'write_loss', 'write_timelines', 'read_pictures', 'time_of',
+           'write_pairs', 'write_plots', 'describe_machine', 'installed_versions', 'describe_distances',
            'doubt_training', 'find_notices', 'describe_budget', 'build_report', 'write_report', 'read_report']
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
-SCHEMA_VERSION = '1.2'
+SCHEMA_VERSION = '1.3'
 TEXT, COUNT, NUMBER = {'type': 'string'}, {'type': 'integer', 'minimum': 0}, {'type': 'number'}
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = ({'type': [o, 'null']} for o in ('string', 'integer', 'number'))
 
@@ -79,7 +82,11 @@ JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, sta
     config={'type': 'object', 'description': 'as checked, without token', 'not': {'required': ['token']}})
 KINDS = ('input', 'corrupt', 'duplicate', 'masked', 'member', 'excluded', 'outlier', 'available', 'preselected',
          'sampled', 'removed')
-COUNTS = object_of('images of each kind', **dict.fromkeys(KINDS, COUNT))
+COUNTS = object_of('rows of the sample table of each kind', **dict.fromkeys(KINDS, COUNT))
+PART = {'input': COUNT, 'corrupt': COUNT, 'available': COUNT, 'sampled': COUNT}
+SOURCES = object_of('what the rows of the sample table are', images=object_of('images', **PART),
+    frames=object_of('frames of videos', **PART), samples=object_of('images and frames together', **PART),
+    broken_videos={**COUNT, 'description': 'videos that are not whole; counts has them as input and corrupt'})
 SHARES = object_of('parts of the available images, 0 to 1', sampled=MAYBE_NUMBER, removed=MAYBE_NUMBER)
 STOPPING = object_of('what was asked and how the selection ended', method=TEXT,
     asked=object_of('as given, -1: not set', n_samples=NUMBER, min_distance=NUMBER, coverage_distance=NUMBER),
@@ -151,28 +158,48 @@ TRAINING = object_of('training of the backbone before embedding', recipe=TEXT,
     spread=maybe(SPREAD), cache_bytes={**MAYBE_COUNT, 'description': 'decoded images on disk while it ran'},
     notices=list_of('sentences', TEXT))
 
+# %% ../../nbs/70_report/73_report.ipynb #7fd3d418
+TIME = {**MAYBE_NUMBER, 'description': 'of a frame in its video, seconds, null for images or if unknown'}
+VIDEO = object_of('one video file', path=TEXT, container=MAYBE_TEXT, codec=MAYBE_TEXT, width=MAYBE_COUNT, height=MAYBE_COUNT,
+    fps={**MAYBE_NUMBER, 'description': 'frames per second'},
+    duration_s={**MAYBE_NUMBER, 'description': 'as its header tells, else as it was read'},
+    n_frames={**COUNT, 'description': 'that decode'},
+    n_lost={**MAYBE_COUNT, 'description': 'missing or damaged, partly an estimate'},
+    reason={**MAYBE_TEXT, 'description': 'why it is not whole, null: it is'}, notes=list_of('what is unusual', TEXT),
+    looked_at={**COUNT, 'description': 'frames; fewer than decode when video.fps and the like ask for it'},
+    corrupt={**COUNT, 'description': 'frames that look damaged'}, duplicate=COUNT, available=COUNT, sampled=COUNT)
+DAMAGED = object_of('frames that look damaged', n=COUNT,
+    threshold={**MAYBE_NUMBER, 'description': 'of uniform_row_ratio'}, shown=list_of('the worst of them',
+        object_of('one frame', filename=TEXT, time_s=TIME, reason=TEXT,
+                  uniform_row_ratio={**MAYBE_NUMBER, 'description': 'share of rows equal to the row above, 0 to 1'})))
+VIDEOS = object_of('the videos of the input', n=COUNT, n_broken={**COUNT, 'description': 'not whole'},
+    n_frames={**COUNT, 'description': 'that decode'}, n_lost={**COUNT, 'description': 'as far as known'},
+    duration_s={**NUMBER, 'description': 'of all together, as far as known'},
+    shown=list_of('the first of them, in the order of the table', VIDEO), damaged=DAMAGED)
+
 # %% ../../nbs/70_report/73_report.ipynb #5e6d3370
 SAVING = object_of('estimate for one task', task=TEXT, n_images=COUNT, usd_per_image=NUMBER, usd=NUMBER,
     kg_co2_per_image=NUMBER, kg_co2=NUMBER)
 EXAMPLE = object_of('a selected image and the nearest of the removed ones that it stands for',
     index={**COUNT, 'description': 'place among the selected images that stand for a removed one'},
-    retained=TEXT, removed=TEXT, distance=NUMBER, plot={**MAYBE_TEXT, 'description': 'file, null without pictures'})
-CORRUPT = object_of('images that cannot be read', n=COUNT,
+    retained=TEXT, removed=TEXT, distance=NUMBER, plot={**MAYBE_TEXT, 'description': 'file, null without pictures'},
+    retained_time_s=TIME, removed_time_s=TIME)
+CORRUPT = object_of('images and frames that cannot be read; videos that are not whole are in videos', n=COUNT,
     shown=list_of('the first of them', object_of('one image', filename=TEXT, reason=TEXT)))
 DUPLICATES = object_of('exact copies', n_groups=COUNT, n_files={**COUNT, 'description': 'copies, without those that are kept'},
     shown=list_of('the first groups',
         object_of('one group', kept=TEXT, n_copies=COUNT, copies=list_of('the first of them', TEXT))))
-FOLDERS = object_of('images by weak label, that is by first folder', n=COUNT, shown=list_of('the first of them',
+FOLDERS = object_of('by weak label, that is by first folder, frames by video', n=COUNT, shown=list_of('the first of them',
     object_of('one folder', name=TEXT, input=COUNT, available=COUNT, sampled=COUNT)))
 PLOT = object_of('a figure', name=TEXT, file=TEXT, title=TEXT, caption=TEXT)
 REPORT_SCHEMA: Report = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'report.json of lightly_curate',
-    **object_of('report of one run', schema_version={'const': SCHEMA_VERSION}, job=JOB, counts=COUNTS, shares=SHARES,
-        stopping=STOPPING, weights=WEIGHTS,
+    **object_of('report of one run', schema_version={'const': SCHEMA_VERSION}, job=JOB, counts=COUNTS,
+        sources=SOURCES, shares=SHARES, stopping=STOPPING, weights=WEIGHTS,
         distances=object_of('of all available and of the selected images', before=DISTANCES, after=DISTANCES),
         neighbors=maybe(object_of('of the same images', before=NEIGHBORS, after=NEIGHBORS)),
         budget=maybe(BUDGET), datapool=maybe(DATAPOOL), training=maybe(TRAINING),
-        savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE),
+        videos=maybe(VIDEOS), savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE),
         corrupt=CORRUPT, duplicates=DUPLICATES, folders=FOLDERS,
         plots=list_of('figures of this run', PLOT), notices=list_of('what a reader should know, in sentences', TEXT)),
 }
@@ -212,8 +239,9 @@ N_CORRUPT, N_GROUPS, N_COPIES, N_FOLDERS = 100, 20, 20, 50  # items of each list
 def list_corrupt(
     samples: pd.DataFrame,  # sample table
 ) -> Report:                # as in `CORRUPT`
-    "Images that cannot be read, and why."
-    corrupt = samples.loc[samples['status'] == 'corrupt', ['filename', 'reason']]
+    "Images and frames that cannot be read, and why."
+    is_corrupt = (samples['status'] == 'corrupt') & (samples['source'] != 'video')
+    corrupt = samples.loc[is_corrupt, ['filename', 'reason']]
     return {'n': len(corrupt), 'shown': corrupt.head(N_CORRUPT).to_dict('records')}
 
 def list_duplicates(
@@ -229,15 +257,19 @@ def list_duplicates(
 
 def label_names(
     samples: pd.DataFrame,  # sample table
-) -> dict[int, str]:        # weak label = first folder, '(top folder)' for files beside the folders
+) -> dict[int, str]:        # weak label = path of a video, or first folder, '(top folder)' for files beside the folders
     "Name of each weak label."
-    first = samples.dropna(subset='label').groupby('label')['filename'].first()
-    return {int(label): name.split('/')[0] if '/' in name else '(top folder)' for label, name in first.items()}
+    first = samples.dropna(subset='label').groupby('label')[['source', 'path']].first()
+    def named(source: str, path: str) -> str:
+        if source != 'image': return path
+        return path.split('/')[0] if '/' in path else '(top folder)'
+    return {int(label): named(*row) for label, *row in first.itertuples()}
 
 def count_folders(
     samples: pd.DataFrame,  # sample table
 ) -> Report:                # as in `FOLDERS`
-    "Images before and after, by weak label."
+    "Images and frames before and after, by weak label."
+    samples = samples[samples['source'] != 'video']
     shown, names = [], label_names(samples)
     for label, name in list(names.items())[:N_FOLDERS]:
         part = count_samples(samples[(samples['label'] == label).fillna(False).astype(bool)])
@@ -307,9 +339,10 @@ def n_figures(
     has_pool: bool = False,      # there is a datapool with members
     has_neighbors: bool = False, # distances to the nearest other image are known
     has_training: bool = False,  # at least one epoch was trained
+    has_timelines: bool = False, # there are videos, and their timelines are wanted
 ) -> int:                        # two histograms, two maps of each layout, the pairs, and what there is of the others
     "Figures that a report has at most; `write_plots` calls `on_figure` at most that many times."
-    more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors + has_training
+    more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors + has_training + has_timelines
     return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples) + more
 
 @dataclass
@@ -318,6 +351,7 @@ class Illustrations:
     plots: list[Report] = field(default_factory=list)     # as in `PLOT`
     examples: list[Report] = field(default_factory=list)  # as in `EXAMPLE`
     notices: list[str] = field(default_factory=list)      # sentences
+    words: Words = IMAGES                                 # what the samples are called
     on_figure: Callable[[], None] = field(default=do_nothing, repr=False, compare=False)  # called after each figure
 
 def write_figure(
@@ -335,6 +369,7 @@ def write_figure(
     made.plots.append({'name': name, 'file': file, 'title': title, 'caption': caption})
     made.on_figure()
 
+# %% ../../nbs/70_report/73_report.ipynb #65a6e3b7
 def write_histograms(
     run_dir: RunDir,        # run
     made: Illustrations,    # added to in place
@@ -347,12 +382,14 @@ def write_histograms(
     for name, stats, what, title in (('before', before, 'available', 'Histogram of Input Data'),
                                      ('after', after, 'selected', 'Histogram of Filtered Data')):
         pairs = 'all pairs' if stats.exact else 'a random sample of the pairs'
-        caption = f'How far apart the {what} images are: {pairs}, as a density on a logarithmic axis.'
-        write_figure(run_dir, made, f'distance_distr_{name}', plot_distances(stats, title, heights), title, caption)
+        caption = f'How far apart the {what} {made.words.many} are: {pairs}, as a density on a logarithmic axis.'
+        figure = plot_distances(stats, title, heights, made.words)
+        write_figure(run_dir, made, f'distance_distr_{name}', figure, title, caption)
     run_dir.plot('nearest_distr').unlink(missing_ok=True)
     if neighbors is None: return
-    write_figure(run_dir, made, 'nearest_distr', plot_neighbors(*neighbors), 'Nearest other image',
-                 'Share of the images that have another one nearer than a distance, before (dashed) and after.')
+    caption = 'Share of the images that have another one nearer than a distance, before (dashed) and after.'
+    write_figure(run_dir, made, 'nearest_distr', plot_neighbors(*neighbors, made.words),
+                 f'Nearest other {made.words.one}', in_words(caption, made.words))
 
 # %% ../../nbs/70_report/73_report.ipynb #0806c9e3
 def write_maps(
@@ -367,13 +404,14 @@ def write_maps(
     "Save one layout with and without overlay."
     selected = samples['selected'].to_numpy()[rows]
     labels = samples['label'].fillna(-1).to_numpy(dtype=np.int64)[rows]
-    note = f' {layout.note}' if layout.note else ''
+    note = in_words(f' {layout.note}' if layout.note else '', made.words)
     overlay = plot_selection(layout.points, selected, method)
-    plain = plot_labels(layout.points, labels, label_names(samples), method)
+    plain = plot_labels(layout.points, labels, label_names(samples), method, made.words)
     title = f'2D Scatter Plot ({method})'
     write_figure(run_dir, made, name, overlay, f'{title}, selected and removed',
-                 f'Selected images dark, removed ones pale; the fewer lie on top.{note}')
-    write_figure(run_dir, made, f'{name}_no_overlay', plain, f'{title}, by folder', f'The same points by folder.{note}')
+                 f'Selected {made.words.many} dark, removed ones pale; the fewer lie on top.{note}')
+    write_figure(run_dir, made, f'{name}_no_overlay', plain, f'{title}, by {made.words.group}',
+                 f'The same points by {made.words.group}.{note}')
 
 def write_all_maps(
     run_dir: RunDir,        # run
@@ -386,7 +424,7 @@ def write_all_maps(
     rows = available(samples)
     drawn = rows_to_draw(samples['selected'].to_numpy()[rows], seed=seed)
     if len(drawn) < len(rows):
-        made.notices.append(f'The maps show {len(drawn):,} of {len(rows):,} images, '
+        made.notices.append(f'The maps show {len(drawn):,} of {len(rows):,} {made.words.many}, '
                             'drawn at random with the same share of selected ones.')
     rows = rows[drawn]
     x = vectors.of(rows).emb
@@ -408,7 +446,9 @@ def write_curve(
     if curve is None: return
     caption = 'Distance to the nearest selected image against the number of images, for k-center and for random ' \
               'choices (band: two standard deviations over the seeds).'
-    write_figure(run_dir, made, 'selection_curve', plot_curve(curve, n_selected), 'How many images are enough', caption)
+    figure = plot_curve(curve, n_selected, made.words)
+    write_figure(run_dir, made, 'selection_curve', figure, f'How many {made.words.many} are enough',
+                 in_words(caption, made.words))
 
 def write_pool_maps(
     run_dir: RunDir,          # run
@@ -423,15 +463,16 @@ def write_pool_maps(
     is_new = np.arange(len(pool) + len(new)) >= len(pool)
     drawn = rows_to_draw(is_new, seed=seed)
     if len(drawn) < len(is_new):
-        made.notices.append(f'The maps of the datapool show {len(drawn):,} of {len(is_new):,} images, '
+        made.notices.append(f'The maps of the datapool show {len(drawn):,} of {len(is_new):,} {made.words.many}, '
                             'drawn at random with the same share of new ones.')
     x = np.concatenate([pool, new])[drawn]
     for name in POOL_MAPS:
         layout = umap_layout(x, int(name[7:]), seed) if name.startswith('umap') else Layout(pca(x), 'PCA', 0, '')
         method = layout.method if layout.method == 'PCA' else f'UMAP, k = {name[7:]}'
+        note = in_words(f' {layout.note}' if layout.note else '', made.words)
         write_figure(run_dir, made, f'scatter_{name}_datapool', plot_pool(layout.points, is_new[drawn], method),
                      f'2D Scatter Plot ({method}), datapool and new',
-                     f'New samples dark, members of the datapool pale.{" " + layout.note if layout.note else ""}')
+                     f'New samples dark, members of the datapool pale.{note}')
 
 # %% ../../nbs/70_report/73_report.ipynb #2487653c
 def describe_training(
@@ -459,21 +500,49 @@ def write_loss(
     caption = 'Loss of each epoch, counted from 0; the dot is the best checkpoint.'
     write_figure(run_dir, made, 'training_loss', figure, 'Training loss', caption)
 
-# %% ../../nbs/70_report/73_report.ipynb #02086410
-def read_pair(
-    samples: pd.DataFrame,   # sample table
-    pair: Pair,              # rows to show
-    input_dir: Path | None,  # folder of the images, None: there are none
-    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown, pixels
-) -> list[Image.Image]:      # two RGB pictures, or none when one cannot be shown
-    "The two pictures of a pair."
-    rows = [pair.retained, pair.removed]
-    if input_dir is None or (samples.loc[rows, 'source'] != 'image').any(): return []
-    try:
-        return [thumbnail(input_dir/samples.at[row, 'path'], THUMBNAIL_PIXELS, max_pixels) for row in rows]
-    except UnreadableImage:
-        return []
+# %% ../../nbs/70_report/73_report.ipynb #2d6340b1
+def write_timelines(
+    run_dir: RunDir,        # run
+    made: Illustrations,    # added to in place
+    samples: pd.DataFrame,  # sample table with a selection
+    videos: Sequence[Mapping[str, Any]] | None,  # facts of each video as `describe_videos` takes them, None: no video
+) -> None:
+    "Save the timelines of the videos."
+    run_dir.plot('video_sampling_timeline').unlink(missing_ok=True)
+    lines, is_timed = find_timelines(samples, videos or [])
+    if not lines: return
+    caption = 'A row for each video; dark marks where frames were selected, a pale band where they could be.'
+    if len(lines) == N_TIMELINES: caption += f' At most {N_TIMELINES} videos are drawn, those with the most frames.'
+    write_figure(run_dir, made, 'video_sampling_timeline', plot_timelines(lines, is_timed),
+                 'Where in each video frames were selected', caption)
 
+# %% ../../nbs/70_report/73_report.ipynb #02086410
+def read_pictures(
+    samples: pd.DataFrame,   # sample table
+    pairs: list[Pair],       # rows to show
+    input_dir: Path | None,  # folder of the images and videos, None: there is none
+    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown, pixels
+) -> dict[int, Image.Image]: # row = small RGB picture; those that cannot be shown are not there
+    "The pictures of all pairs."
+    from lightly_curate.data.frames import pictures_of
+    if input_dir is None: return {}
+    rows = sorted({row for pair in pairs for row in (pair.retained, pair.removed)})
+    small: dict[int, Image.Image] = {}
+    for row, picture in pictures_of(samples, np.array(rows), input_dir, max_pixels):
+        if isinstance(picture, str): continue
+        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        small[row] = picture
+    return small
+
+def time_of(
+    samples: pd.DataFrame,   # sample table
+    row: int,                # of an image or a frame
+) -> float | None:           # seconds from the start of its video, None: an image, or unknown
+    "When a frame is shown."
+    time_s = float(samples.at[row, 'time_s'])
+    return None if math.isnan(time_s) else time_s
+
+# %% ../../nbs/70_report/73_report.ipynb #b9bb48a2
 def write_pairs(
     run_dir: RunDir,         # run
     made: Illustrations,     # added to in place
@@ -484,20 +553,24 @@ def write_pairs(
 ) -> None:
     "Save a picture of each pair, and note each pair."
     for old in run_dir.plots.glob('filter_decision_*.png'): old.unlink()
+    pictures = read_pictures(samples, pairs, input_dir, max_pixels)
     for pair in pairs:
+        rows, plot = (pair.retained, pair.removed), None
         names = str(samples.at[pair.retained, 'filename']), str(samples.at[pair.removed, 'filename'])
-        pictures, plot = read_pair(samples, pair, input_dir, max_pixels), None
-        if pictures:
-            figure = plot_pair(pictures[0], pictures[1], names, pair.distance)
+        seconds = [time_of(samples, row) for row in rows]
+        if set(rows) <= set(pictures):
+            times = ['' if o is None else f'{o:.2f} s' for o in seconds]
+            figure = plot_pair(pictures[rows[0]], pictures[rows[1]], names, pair.distance, (times[0], times[1]))
+            told = [f'{name} (at {time})' if time else name for name, time in zip(names, times, strict=True)]
             write_figure(run_dir, made, f'filter_decision_{pair.place}', figure, 'Selected and removed',
-                f'{names[0]} was selected and stands for {names[1]}, removed, at distance {pair.distance:.4f}.')
+                f'{told[0]} was selected and stands for {told[1]}, removed, at distance {pair.distance:.4f}.')
             plot = made.plots[-1]['file']
-        made.examples.append({'index': pair.place, 'retained': names[0], 'removed': names[1],
-                              'distance': pair.distance, 'plot': plot})
+        made.examples.append({'index': pair.place, 'retained': names[0], 'removed': names[1], 'distance': pair.distance,
+                              'plot': plot, 'retained_time_s': seconds[0], 'removed_time_s': seconds[1]})
     n_missing = sum(o['plot'] is None for o in made.examples)
     if n_missing:
         made.notices.append(f'{n_missing} of {len(pairs)} example pairs have no picture, '
-                            'because their images are not at hand.')
+                            f'because their {made.words.many} are not at hand.')
 
 # %% ../../nbs/70_report/73_report.ipynb #fc6a5e5e
 def write_plots(
@@ -517,12 +590,15 @@ def write_plots(
     pool: np.ndarray | None = None,       # (p, d) float32 members of the datapool before this run, as `vectors`
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
     training: Mapping[str, Any] | None = None,                     # as `learn.train` tells it, None: not trained
+    videos: Sequence[Mapping[str, Any]] | None = None,             # facts as `describe_videos` takes them, None: no video
+    timelines: bool = True,                                        # draw the timelines of the videos
 ) -> Illustrations:          # what there is now
     "Save all figures of the report."
-    made = Illustrations(on_figure=on_figure)
+    made = Illustrations(words=words_for(count_sources(samples)), on_figure=on_figure)
     write_histograms(run_dir, made, before, after, neighbors)
     write_curve(run_dir, made, curve, n_selected)
     write_loss(run_dir, made, training)
+    write_timelines(run_dir, made, samples, videos if timelines else None)
     write_all_maps(run_dir, made, samples, vectors, seed)
     write_pool_maps(run_dir, made, vectors.of(result_order(samples)).emb, pool, seed)
     pairs = example_pairs(samples, vectors, n_example_images)
@@ -530,7 +606,7 @@ def write_plots(
     n_listed = len(np.unique(find_stand_ins(samples, vectors)[1]))
     if 0 < len(pairs) < n_example_images:
         made.notices.append(f'There are {len(pairs)} example pairs instead of {n_example_images}, because they are '
-                            f'spread evenly over {n_listed} selected images, those that stand for a removed one.')
+                            f'spread evenly over {n_listed} selected {made.words.many}, those that stand for a removed one.')
     return made
 
 # %% ../../nbs/70_report/73_report.ipynb #46a7b883
@@ -567,6 +643,7 @@ def describe_distances(
 
 def doubt_training(
     training: Report | None,  # as in `TRAINING`
+    words: Words = IMAGES,    # what the samples are called
 ) -> list[str]:               # sentences, none when all went well
     "Why the embeddings of a trained backbone should not be relied upon."
     doubts: list[str] = []
@@ -576,7 +653,7 @@ def doubt_training(
                       'see the section Training.')
     if training['spread'] and training['spread']['is_collapsed']:
         what = 'training diverged' if training['spread']['condition'] == Condition.DIVERGED.value else 'model collapsed'
-        doubts.append(f'The {what}: its embeddings tell too little about the images, and so does what this report '
+        doubts.append(f'The {what}: its embeddings tell too little about the {words.many}, and so does what this report '
                       'says about distances and about the selection; see the section Training.')
     return doubts
 
@@ -587,11 +664,16 @@ def find_notices(
     after: DistanceStats,       # of the selected samples
     neighbors: Sequence[NeighborStats] = (),  # of both
     training: Report | None = None,           # as in `TRAINING`
+    videos: Report | None = None,             # as in `VIDEOS`
+    words: Words = IMAGES,                    # what the samples are called
 ) -> list[str]:                 # sentences, those that matter most first
     "What a reader should know before reading the numbers."
-    found = doubt_training(training)
+    found = doubt_training(training, words)
     if counts['removed'] == 0 and stopping['ended_by'] != 'none':
-        found.append('No available image was removed, so the selection equals the available images.')
+        found.append(f'No available {words.one} was removed, so the selection equals the available {words.many}.')
+    if videos and videos['n_broken']:
+        verb = 'is' if videos['n_broken'] == 1 else 'are'
+        found.append(f'{videos["n_broken"]:,} of {videos["n"]:,} videos {verb} not whole; see the section Videos.')
     for stats, what in ((before, 'before'), (after, 'after')):
         if stats.exact: continue
         found.append(f'Distances {what} the selection are those of {stats.n_pairs:,} pairs drawn at random out of '
@@ -599,8 +681,8 @@ def find_notices(
                      f'by {stats.cdf_error:.2g} at most. The largest is the largest seen.')
     for near, what in zip(neighbors, ('before', 'after'), strict=False):
         if near.exact: continue
-        found.append(f'Nearest other images {what} the selection were looked up for {near.n_rows:,} of '
-                     f'{near.n_samples:,} images drawn at random: shares are off by {near.cdf_error:.2g} at most.')
+        found.append(f'Nearest other {words.many} {what} the selection were looked up for {near.n_rows:,} of '
+                     f'{near.n_samples:,} {words.many} drawn at random: shares are off by {near.cdf_error:.2g} at most.')
     return found
 
 # %% ../../nbs/70_report/73_report.ipynb #d04a7f6e
@@ -634,6 +716,7 @@ def build_report(
     datapool: Report | None = None,       # as in `DATAPOOL`
     training: Mapping[str, Any] | None = None,  # as `learn.train` tells it, None: not trained
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
+    videos: Sequence[Mapping[str, Any]] | None = None,          # facts as `describe_videos` takes them, None: no video
 ) -> Report:                        # what goes into report.json, valid
     "Everything there is to tell about a run."
     counts = count_samples(samples)
@@ -642,14 +725,16 @@ def build_report(
     covering = removed['nearest_distance'].max() if len(removed) else None
     config = {k: v for k, v in job['config'].items() if k != 'token'}
     near = dict(zip(('before', 'after'), map(describe_distances, neighbors), strict=True)) if neighbors else None
-    trained = describe_training(training)
-    found = find_notices(counts, stopping, before, after, neighbors or (), trained)
+    trained, sources = describe_training(training), count_sources(samples)
+    filmed = describe_videos(samples, videos, config.get('corruptness_check', {}).get('corruption_threshold'))
+    found = find_notices(counts, stopping, before, after, neighbors or (), trained, filmed, words_for(sources))
     report = {
-        'schema_version': SCHEMA_VERSION, 'job': {**job, 'config': config}, 'counts': counts, 'shares': shares,
+        'schema_version': SCHEMA_VERSION, 'job': {**job, 'config': config}, 'counts': counts, 'sources': sources,
+        'shares': shares,
         'stopping': {**stopping, 'covering_distance': covering}, 'weights': weights,
         'distances': {'before': describe_distances(before), 'after': describe_distances(after)},
         'neighbors': near, 'budget': describe_budget(curve), 'datapool': datapool, 'training': trained,
-        'savings': [asdict(o) for o in saved], 'examples': made.examples,
+        'videos': filmed, 'savings': [asdict(o) for o in saved], 'examples': made.examples,
         'corrupt': list_corrupt(samples), 'duplicates': list_duplicates(samples), 'folders': count_folders(samples),
         'plots': made.plots, 'notices': [*found, *made.notices, *notices],
     }

@@ -26,8 +26,8 @@ from .start import Run, create_run, recut
 
 # %% auto #0
 __all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'AGAIN', 'tell', 'Watcher', 'watching', 'checked',
-           'exit_code', 'job_of', 'stop', 'carry_out', 'run_hydra', 'main', 'choose_again', 'check_flags',
-           'tell_sanity']
+           'exit_code', 'job_of', 'stop', 'check_ended', 'carry_out', 'run_hydra', 'main', 'choose_again',
+           'check_flags', 'tell_sanity']
 
 # %% ../../nbs/80_run/84_cli.ipynb #51a5d30e
 LOOK_EVERY_S = 0.2     # seconds between looks into the run folder
@@ -141,6 +141,14 @@ def stop(number: int, frame: object) -> None:
     "Treat SIGTERM (`docker stop`) as Ctrl-C, so that the job is ended too."
     raise KeyboardInterrupt
 
+def check_ended(
+    run: Run,   # run whose job has ended without an error
+) -> None:
+    "Refuse to call a job done that ended on the way, as by `sys.exit` in a file of the user."
+    from lightly_curate.run.pipeline import is_done, stages_to_do
+    missing = [o for o in stages_to_do(run.cfg) if not is_done(run, o)]
+    if missing: raise CurateError(f'the job ended before it had done {", ".join(missing)}, and gave no reason; {run.dir.log} says how far it came')
+
 def carry_out(
     run: Run,   # from `create_run` or `recut`
 ) -> None:
@@ -149,6 +157,7 @@ def carry_out(
     tell(f'lightly_curate {__version__}, run folder {run.dir.root}\nstarting the job {job_of(run.cfg.steps)}\n')
     signal.signal(signal.SIGTERM, stop)
     with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
+    check_ended(run)
     results = [o for o in (run.dir.report_pdf, run.dir.report_html, run.dir.sampled_filenames) if o.exists()]
     tell(f'done in {duration(time.perf_counter() - begun)}\n' + ''.join(f'  {o}\n' for o in results))
 

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #b038f8f6
 from __future__ import annotations
+import json
 import logging
 import shlex
 import time
@@ -17,19 +18,22 @@ import numpy as np
 import pandas as pd
 import yaml
 from ..clean.duplicates import mark_duplicates, mark_equal_vectors
-from ..clean.integrity import check_integrity
-from ..core.config import CurateConfig, is_file, is_folder, is_trained, notices
+from ..clean.integrity import check_integrity, mark_damaged, refuse_all_corrupt
+from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_trained, leaves, notices
 from ..core.errors import ConfigError, EmbeddingsError, InputError
 from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
 from ..core.rundir import replacing
 from ..core.samples import (available, count_samples, load_samples, make_samples, result_order,
                                          save_samples, with_columns)
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
+from ..data.frames import VideoPass, find_named_frames, finish
 from ..data.scan import counted, name_fault, scan
+from ..data.video import Look
 from ..deliver.dump import dump_selected
-from ..deliver.export import (write_available_embeddings, write_filename_lists, write_removed_samples,
-                                           write_selected_embeddings)
+from ..deliver.export import (write_available_embeddings, write_corruptness, write_filename_lists, write_json,
+                                           write_removed_samples, write_selected_embeddings, write_videos)
 from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
+from ..embed.sequences import sequence_information
 from ..embed.vectors import Vectors, normalize
 from ..learn.downloads import sha256_of
 from ..report.report import (Illustrations, build_report, describe_machine, installed_versions, n_figures,
@@ -44,10 +48,11 @@ from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, hel
 from ..select.select import curve_of, select
 
 # %% auto #0
-__all__ = ['TIME', 'Work', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
-           'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'mark_given', 'scan_stage',
-           'clean_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request', 'trained_checkpoint',
-           'backbone_request', 'weights_of', 'will_train', 'try_weights', 'train_stage', 'embed_stage', 'as_selected',
+__all__ = ['TIME', 'Work', 'NO_VIDEOS', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
+           'save_arrays', 'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'mark_given',
+           'has_videos', 'check_videos', 'scan_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request',
+           'trained_checkpoint', 'backbone_request', 'weights_of', 'will_train', 'try_weights', 'embedding_request',
+           'read_videos', 'known_vectors', 'clean_stage', 'train_stage', 'embed_stage', 'as_selected',
            'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members', 'select_stage',
            'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'done_stages', 'describe_job',
            'origin_notice', 'stopping_facts', 'training_facts', 'make_figures', 'report_stage', 'render',
@@ -67,6 +72,12 @@ def outputs_of(
     trained = read_mark(files, 'train')
     if trained is not None and trained.result['checkpoint'] and read_mark(files, 'embed') is None:
         made['train'] = [files.root/trained.result['checkpoint']]  # of no further use once the vectors are there
+    read = read_mark(files, 'clean')
+    if read is not None and read.result.get('embedded_with') and read_mark(files, 'embed') is None:
+        made['clean'] = [files.state_frames, files.state_frame_rows]
+    if not run.cfg.embeddings: made['deliver'].append(files.corruptness_information)
+    if read is not None and read.result.get('videos') is not None: made['deliver'].append(files.videos_csv)
+    if run.cfg.selected_sequence_length > 1: made['deliver'].append(files.sequence_information)
     chosen = read_mark(files, 'select')
     if chosen is not None and chosen.result.get('curve'): made['deliver'].append(files.selection_curve_csv)
     return [files.table(stage), *made.get(stage, [])]
@@ -93,7 +104,10 @@ def run_stage(
         return
     logger.info('%s: started', stage)
     started_at, begun = time.strftime(TIME), time.perf_counter()
-    samples, result = work()
+    try:
+        samples, result = work()
+    except InputError as error:
+        raise InputError(str(error)) from error  # of a subclass, the name would not be known to whoever started the job
     save_samples(samples, run.dir.table(stage))
     seconds = time.perf_counter() - begun
     write_mark(run.dir, Mark(stage, stage_inputs(run.cfg)[stage], started_at, seconds, result))
@@ -118,13 +132,19 @@ def table_after(
     return load_samples(run.dir.table(stage))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #8ffb7ff9
+def save_arrays(
+    arrays: Sequence[tuple[Path, np.ndarray]],  # file, and what goes into it
+) -> None:
+    "Write arrays, each whole or not at all."
+    for path, array in arrays:
+        with replacing(path) as temporary: np.save(temporary, array)
+
 def save_vectors(
     run: Run,           # run
     vectors: Vectors,   # embeddings with their rows
 ) -> None:
     "Keep vectors and their rows in the run folder."
-    for path, array in [(run.dir.state_embeddings, vectors.emb), (run.dir.state_rows, vectors.rows)]:
-        with replacing(path) as temporary: np.save(temporary, array)
+    save_arrays([(run.dir.state_embeddings, vectors.emb), (run.dir.state_rows, vectors.rows)])
 
 def load_vectors(
     run: Run,      # run whose vectors have been saved
@@ -170,16 +190,44 @@ def mark_given(
         logger.info('%d of %d samples were selected before', len(rows), len(samples))
     return samples
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #be02f195
+def has_videos(
+    samples: pd.DataFrame,  # sample table
+) -> bool:                  # files that are videos, or frames
+    "Whether there is a video among the samples."
+    return bool((samples['source'] != 'image').any())
+
+def check_videos(
+    cfg: CurateConfig,      # resolved configuration
+    samples: pd.DataFrame,  # sample table of the scan
+) -> list[str]:             # what a user should know, in sentences
+    "Refuse what cannot be done with videos, and tell what has no effect without them."
+    if not has_videos(samples):
+        idle = [o for o, value in leaves(cfg.video, 'video') if value != getattr(VideoOptions, o.split('.')[1])]
+        return [f'There is no video in input_dir, so {", ".join(idle)} has no effect.'] if idle else []
+    faults = []
+    if cfg.dump_dataset and cfg.output_image_format == 'original':
+        faults.append("output_image_format is 'original', and a frame of a video is no file that could be copied; choose png or jpg")
+    if is_trained(cfg) and not cfg.train.cache:
+        faults.append('train.cache is False, and frames of videos cannot be decoded one by one in every epoch; leave train.cache out')
+    if faults: raise ConfigError(faults)
+    return []
+
 # %% ../../nbs/80_run/82_pipeline.ipynb #72af7395
 def scan_stage(
     run: Run,  # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Find the samples: in the input folder, or in a file of embeddings."
     cfg = run.cfg
-    if not cfg.embeddings: return scan(Path(cfg.input_dir)), {'notices': []}
+    if not cfg.embeddings:
+        samples = scan(Path(cfg.input_dir))
+        return samples, {'notices': check_videos(cfg, samples)}
     path = Path(cfg.shared_dir)/cfg.embeddings
     if path.suffix.lower() == '.npy':
         samples = scan(Path(cfg.input_dir))
+        if has_videos(samples):
+            raise InputError(f'embeddings is {cfg.embeddings!r}, which has no names, and input_dir holds videos, whose frames are '
+                             'not counted yet; give the embeddings as .csv or .parquet with the names of the frames')
         emb = read_npy(path, len(samples))
     else:
         given = read_embeddings(path)
@@ -187,26 +235,14 @@ def scan_stage(
         samples = make_samples(given.filenames, labels=None if given.labels is None else given.labels.tolist())
         position = {name: i for i, name in enumerate(given.filenames)}
         order = [position[name] for name in samples['filename']]
-        samples, emb = mark_given(samples, given, order, path.name), given.emb[order]
+        samples, emb = mark_given(find_named_frames(samples, Path(cfg.input_dir)), given, order, path.name), given.emb[order]
     logger.info('loaded %d embeddings of %d dimensions from %s', len(emb), emb.shape[1], path.name)
     save_vectors(run, Vectors(emb, samples.index.to_numpy(dtype=np.int64)))
     missing = tell_missing(samples, cfg.input_dir)
     if missing and cfg.dump_dataset:
         raise InputError(f'{missing} dump_dataset=True needs them all; mend input_dir or leave dump_dataset out')
     if missing: logger.warning(missing)
-    return samples, {'notices': [missing] if missing else []}
-
-def clean_stage(
-    run: Run,  # run
-) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
-    "Mark what cannot be read and what is there twice."
-    cfg, samples = run.cfg, table_after(run, 'scan')
-    if cfg.embeddings and cfg.remove_exact_duplicates: return mark_equal_vectors(samples, load_vectors(run).emb), {}
-    if cfg.embeddings: return samples, {}
-    if cfg.enable_corruptness_check or cfg.remove_exact_duplicates:
-        n_workers = cfg.lightly['loader']['num_workers']
-        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels)
-    return (mark_duplicates(samples) if cfg.remove_exact_duplicates else samples), {}
+    return samples, {'notices': ([missing] if missing else []) + check_videos(cfg, samples)}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #bccac921
 def given_weights(
@@ -288,11 +324,67 @@ def try_weights(
             raise ConfigError([f'enable_training is set, and the datapool {cfg.datapool.name!r} holds {counted(len(pool), "member")} whose '
                                'vectors are of another model; leave enable_training out and the checkpoint of the pool is used, '
                                'or give the name of a new pool'])
-        start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
+        from lightly_curate.learn.train import check_training
+        start, _ = start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
+        check_training(start, cfg.lightly, cfg.train, run.dir)
         return
     backbone = load_backbone(**backbone_request(run, pool))
     if pool is not None: check_weights(pool, weights_of(backbone), cfg.datapool.name or '')
     if cfg.datapool.exclude: held_out(Path(cfg.shared_dir)/cfg.datapool.exclude, backbone.n_features)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #abf3383e
+NO_VIDEOS: dict[str, Any] = {'videos': None, 'embedded_with': None}
+
+def embedding_request(
+    run: Run,        # run
+    backbone: Any,   # from `load_backbone`
+) -> dict[str, Any]: # equal for equal vectors
+    "What a vector depends on beside the picture."
+    return {**weights_of(backbone), 'precision': str(run.cfg.lightly['trainer']['precision'])}
+
+def read_videos(
+    run: Run,               # run
+    samples: pd.DataFrame,  # sample table of the scan
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table with a row for each frame; facts as in `NO_VIDEOS`
+    "Read the videos, and embed their frames unless that has to wait for training."
+    cfg, loader = run.cfg, run.cfg.lightly['loader']
+    reading = VideoPass(samples, Path(cfg.input_dir), loader['num_workers'], Look(**asdict(cfg.video)), cfg.max_image_pixels)
+    if is_trained(cfg) or 'embed' not in cfg.steps:
+        with Progress('reading', reading.n_expected(), 'frames') as progress:
+            for batch in reading.batches(0, loader['batch_size']): progress.advance(len(batch.rows))
+        read = finish(reading)
+        return read.samples, {'videos': read.videos, 'embedded_with': None}
+    from lightly_curate.embed.embed import embed_videos
+    from lightly_curate.learn.backbone import load_backbone
+    backbone = load_backbone(**backbone_request(run, open_pool(run)))
+    read, vectors = embed_videos(reading, backbone, loader['batch_size'], str(cfg.lightly['trainer']['precision']))
+    save_arrays([(run.dir.state_frames, vectors.emb), (run.dir.state_frame_rows, vectors.rows)])
+    return read.samples, {'videos': read.videos, 'embedded_with': embedding_request(run, backbone)}
+
+def known_vectors(
+    run: Run,         # run in which clean has finished
+    backbone: Any,    # from `load_backbone`
+) -> Vectors:         # of frames that were embedded as they were read, with the same weights
+    "Vectors that are there already."
+    made_with = finished_mark(run, 'clean').result.get('embedded_with')
+    if made_with is None or made_with != json.loads(json.dumps(embedding_request(run, backbone))):
+        return Vectors(np.empty((0, backbone.n_features), dtype=np.float32), np.empty(0, dtype=np.int64))
+    return Vectors(np.load(run.dir.state_frames), np.load(run.dir.state_frame_rows))
+
+def clean_stage(
+    run: Run,  # run
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
+    "Read the videos, mark what cannot be read and what is there twice."
+    cfg, samples = run.cfg, table_after(run, 'scan')
+    if cfg.embeddings and cfg.remove_exact_duplicates: return mark_equal_vectors(samples, load_vectors(run).emb), NO_VIDEOS
+    if cfg.embeddings: return samples, NO_VIDEOS
+    samples, facts = read_videos(run, samples) if has_videos(samples) else (samples, NO_VIDEOS)
+    if cfg.enable_corruptness_check or cfg.remove_exact_duplicates:
+        n_workers = cfg.lightly['loader']['num_workers']
+        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels)
+    if cfg.enable_corruptness_check: samples = mark_damaged(samples, cfg.corruptness_check.corruption_threshold)
+    samples = refuse_all_corrupt(samples, Path(cfg.input_dir))
+    return (mark_duplicates(samples) if cfg.remove_exact_duplicates else samples), facts
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f75eae96
 def train_stage(
@@ -323,11 +415,12 @@ def embed_stage(
         asked, loader = backbone_request(run, open_pool(run)), cfg.lightly['loader']
         checkpoint, backbone = asked['checkpoint'], load_backbone(**asked)
         samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
-                                 int(cfg.lightly['trainer']['precision']), cfg.max_image_pixels)
+                                 str(cfg.lightly['trainer']['precision']), cfg.max_image_pixels, known_vectors(run, backbone))
         device = device_name()
         weights = weights_of(backbone)
         save_vectors(run, vectors)
     write_available_embeddings(samples, vectors, run.dir.embeddings_csv)
+    for path in (run.dir.state_frames, run.dir.state_frame_rows): path.unlink(missing_ok=True)  # of no further use
     return samples, {'weights': weights, 'device': device, 'checkpoint': str(checkpoint.absolute()) if checkpoint else ''}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
@@ -378,8 +471,7 @@ def keep_pool(
 ) -> None:
     "Keep the pool as this run sees it, for its report and for choosing again."
     members = np.flatnonzero(samples['status'] == 'member')
-    for path, array in [(run.dir.state_members, members), (run.dir.state_pool, emb)]:
-        with replacing(path) as temporary: np.save(temporary, array)
+    save_arrays([(run.dir.state_members, members), (run.dir.state_pool, emb)])
 
 def kept_pool(
     run: Run,               # run
@@ -412,10 +504,13 @@ def select_stage(
     logger.info('selecting by %s, %s', cfg.method, ' and '.join(asked) or 'no stopping condition')
     kept, n_members = kept_pool(run), count_members(run, samples, pool)
     done = select(samples, vectors, cfg.method, stop.n_samples, stop.min_distance, seed, pool=kept,
-                  coverage_distance=stop.coverage_distance, outlier_share=cfg.select.outlier_share, n_members=n_members)
+                  coverage_distance=stop.coverage_distance, outlier_share=cfg.select.outlier_share, n_members=n_members,
+                  sequence_length=cfg.selected_sequence_length)
     counts, ended_by = count_samples(done.samples), done.ended_by.value
     logger.info('selected %d of %d available samples, ended by %s', counts['sampled'], counts['available'], ended_by)
-    curve = curve_of(done, vectors, cfg.method, seed, kept, n_members)
+    if done.n_left_over:
+        said.append(f'{counted(done.n_left_over, "available frame")} in no run of {cfg.selected_sequence_length} neighbours could not be selected.')
+    curve = curve_of(done, vectors, cfg.method, seed, kept, n_members, cfg.selected_sequence_length)
     return done.samples, {'n_target': done.n_target, 'ended_by': ended_by, 'covering_distance': done.covering_distance,
                           'notices': said, 'n_before': done.n_preselected + n_members,
                           'pool': '' if pool is None else pool.state, 'curve': curve.to_json() if curve else None}
@@ -458,6 +553,11 @@ def deliver_stage(
     if cfg.normalize_embeddings:
         write_available_embeddings(table_after(run, 'embed'), selection_vectors(run), run.dir.normalized_embeddings_csv)
     write_curve(run)
+    videos = finished_mark(run, 'clean').result.get('videos')
+    if videos is not None: write_videos(samples, videos, run.dir.videos_csv)
+    if not cfg.embeddings: write_corruptness(samples, run.dir.corruptness_information)
+    length = cfg.selected_sequence_length
+    if length > 1: write_json(run.dir.sequence_information, sequence_information(samples, length))
     save_samples(samples, run.dir.samples_parquet)
     said = dump_images(run, samples) if cfg.dump_dataset else []
     pool = add_to_pool(run, samples) if cfg.datapool.name else None
@@ -471,9 +571,9 @@ def dump_images(
     cfg, said = run.cfg, []
     dump = dump_selected(samples, Path(cfg.input_dir), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
                          cfg.lightly['loader']['num_workers'], cfg.max_image_pixels)
-    logger.info('wrote %d images to %s', dump.n_written, run.dir.sampled.name)
+    logger.info('wrote %d samples to %s', dump.n_written, run.dir.sampled.name)
     if dump.failed:
-        said.append(f'{len(dump.failed)} selected images could not be written, the first is {next(iter(dump.failed))}.')
+        said.append(f'{len(dump.failed)} selected samples could not be written, the first is {next(iter(dump.failed))}.')
     if dump.n_enlarged:
         said.append(f'{dump.n_enlarged} dumped images were enlarged to the output_image_size asked for.')
     for sentence in said: logger.warning(sentence)
@@ -541,9 +641,10 @@ def make_figures(
     counts = count_samples(samples)
     n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
     has_pool = bool(pool is not None and len(pool))
-    told = training_facts(run)
+    told, films = training_facts(run), finished_mark(run, 'clean').result.get('videos')
     n_parts = 4 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True,
-                            has_training=bool(told and told['loss']))
+                            has_training=bool(told and told['loss']),
+                            has_timelines=bool(films) and cfg.show_video_sampling_timeline)
     with Progress('reporting', n_parts, 'parts') as progress:
         x = [vectors.of(o).emb for o in (available(samples), result_order(samples))]
         before = pairwise_stats(x[0], max_bytes, seed)
@@ -554,7 +655,8 @@ def make_figures(
         progress.advance(2)
         before, after = with_exact_min(before, neighbors[0]), with_exact_min(after, neighbors[1])
         made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
-                           progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told)
+                           progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told,
+                           videos=films, timelines=cfg.show_video_sampling_timeline)
     return before, after, neighbors, made
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #295e4c60
@@ -573,7 +675,8 @@ def report_stage(
     job = describe_job(run, time.perf_counter() - begun)
     for page in (run.dir.report_pdf, run.dir.report_html): page.unlink(missing_ok=True)  # of an earlier report.json
     report = build_report(samples, job, stopping_facts(run), facts['embed']['weights'], before, after, saved, made, said,
-                          curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'], training=training_facts(run))
+                          curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'], training=training_facts(run),
+                          videos=facts['clean'].get('videos'))
     write_report(report, run.dir.report_json)
     return samples, {}
 

@@ -70,10 +70,15 @@ def look_at_kernel() -> str:  # the kernel and what it starts
     argv = KernelSpecManager().get_kernel_spec('python3').argv
     return f'python3, ipykernel {metadata.version("ipykernel")}, starts {Path(argv[0]).name}'
 
-def look_at_video() -> str:  # version of the decoder
-    "Whether the video decoder is there."
+def look_at_video() -> str:  # version of the decoder, and what came back
+    "Whether a video can be written and read again."
     import av
-    return f'PyAV {av.__version__}; this version reads images only'
+    from lightly_curate.data.sample_data import make_video
+    from lightly_curate.data.video import VideoReader
+    with tempfile.TemporaryDirectory() as folder:
+        make_video(Path(folder)/'pan.mp4', n_frames=12)
+        with VideoReader(Path(folder)/'pan.mp4') as reader: n_frames = sum(1 for _ in reader)
+    return f'PyAV {av.__version__}, {n_frames} of 12 frames read'
 
 def look_at_disk(
     folder: str,  # output_dir, may not exist yet

@@ -4,16 +4,20 @@
 
 # %% ../../nbs/50_select/58_select.ipynb #d988442a
 from __future__ import annotations
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from numbers import Integral
 from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.config import StoppingCondition
 from ..core.errors import SelectionError
 from ..core.progress import Progress, logger
-from ..core.samples import STATUS, available, count_samples, result_order, with_columns
+from ..core.samples import STATUS, available, count_samples, make_samples, result_order, with_columns
 from ..data.scan import counted
+from ..embed.sequences import Sequences, make_sequences, mean_vectors
 from ..embed.vectors import Vectors
 from .budget import SelectionCurve, curve_choices, selection_curve
 from .coreset import k_center, random_choice
@@ -25,7 +29,8 @@ from .typical import typical
 
 # %% auto #0
 __all__ = ['Chosen', 'METHODS', 'DRAW', 'BLOCK_ROWS', 'choose', 'mark_outliers', 'Selection', 'covering_distance', 'write_choice',
-           'selectable', 'earlier', 'check_asked', 'select', 'curve_of']
+           'selectable', 'earlier', 'check_asked', 'select_among', 'sequences_asked', 'sequence_table', 'spread',
+           'tell_left_over', 'select_sequences', 'select', 'in_samples', 'curve_of']
 
 # %% ../../nbs/50_select/58_select.ipynb #4964065a
 Chosen = tuple[np.ndarray, np.ndarray]
@@ -41,11 +46,12 @@ def choose(
     asked: StoppingCondition,    # distances, -1 where inactive
     seed: int,                   # of the methods that draw
     chosen: np.ndarray | None = None,  # (p, d) float32 chosen earlier, None: none
+    unit: str = 'samples',       # what a row of `x` is, for the progress line
 ) -> Chosen:                     # (k,) int64 rows in order of choice; (k,) float32 gaps
     "Let a method choose, and count its choices."
     if not n_samples: return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     drawn = {'seed': seed} if method in DRAW else {}
-    with Progress('selecting', n_samples, 'samples') as progress:
+    with Progress('selecting', n_samples, unit) as progress:
         return METHODS[method](x, n_samples, max(asked.min_distance, 0.), chosen=chosen,
                                coverage_distance=max(asked.coverage_distance, 0.), on_choice=progress.advance, **drawn)
 
@@ -55,12 +61,13 @@ def mark_outliers(
     vectors: Vectors,        # of at least the available samples, as the selection sees them
     share: float,            # of the available samples, 0 to below 1
     seed: int = 1,           # of the samples that all are compared with, where there are many
+    noun: str = 'outlier',   # of one, for the log
 ) -> pd.DataFrame:           # status outlier and reason set
     "Mark the outermost share of the available samples."
     rows = available(samples)
     if not share or not len(rows): return samples
     rows = rows[find_outliers(vectors.of(rows).emb, share, seed=seed) & ~samples['preselected'].to_numpy()[rows]]
-    logger.info('found %s (select.outlier_share=%s)', counted(len(rows), 'outlier'), share)
+    logger.info('found %s (select.outlier_share=%s)', counted(len(rows), noun), share)
     return with_columns(samples, rows, status='outlier', reason=f'among the outermost {100*share:g} %')
 
 # %% ../../nbs/50_select/58_select.ipynb #7411142d
@@ -70,9 +77,10 @@ class Selection:
     samples: pd.DataFrame        # with selected, rank, gap, nearest_selected, nearest_distance, status outlier
     n_target: int                # most samples allowed by n_samples, preselected ones included
     ended_by: EndedBy            # what ended the selection
-    covering_distance: float     # largest distance of an available sample to its nearest chosen one or pool member
+    covering_distance: float     # largest distance of what could be chosen to its nearest chosen one or pool member
     n_preselected: int = 0       # chosen before this run, among the selected
     n_pool: int = 0              # vectors of the datapool that steered the choice
+    n_left_over: int = 0         # available samples in no whole sequence, which could not be chosen
 
 # %% ../../nbs/50_select/58_select.ipynb #78a1e3bc
 BLOCK_ROWS = 4096  # rows looked up in the pool at a time
@@ -144,6 +152,133 @@ def check_asked(
         if value != -1 and not value >= 0: faults.append(f'{name} is {value}, allowed is -1 (inactive), or 0 or more')
     if faults: raise SelectionError('; '.join(faults))
 
+# %% ../../nbs/50_select/58_select.ipynb #80780250
+def select_among(
+    samples: pd.DataFrame,            # table, one row for each that can be chosen
+    vectors: Vectors,                 # of at least the available rows
+    method: str,                      # a key of METHODS
+    asked: StoppingCondition,         # checked
+    seed: int = 1,                    # of the methods that draw
+    pool: np.ndarray | None = None,   # (p, d) vectors of the datapool, scaled like `vectors`
+    n_members: int = 0,               # members of the datapool that count for n_samples
+    unit: str = 'samples',            # what a row is, for log and progress
+) -> Selection:                       # new table and facts
+    "Choose among the available rows of a table."
+    free, before = selectable(samples)
+    n_wanted = n_to_add(asked.n_samples, len(free) + len(before), len(before), n_members)
+    n_pool = 0 if pool is None else len(pool)
+    facts: dict[str, Any] = {'n_target': len(before) + n_wanted, 'n_preselected': len(before), 'n_pool': n_pool}
+    if n_wanted == len(free) and asked.min_distance == asked.coverage_distance == -1:
+        logger.info('selecting is skipped: all %d available %s are kept', len(free) + len(before), unit)
+        samples = with_columns(samples, np.append(before, free), selected=True)
+        samples = with_columns(samples, before, rank=np.arange(len(before)))
+        reason = ended_by(asked, n_wanted, n_wanted, len(free))
+        return Selection(samples, ended_by=reason, covering_distance=0., **facts)
+    chosen = earlier(vectors.of(before).emb, pool)
+    added, gaps = choose(method, vectors.of(free).emb, n_wanted, asked, seed, chosen, unit)
+    gaps = np.append(np.full(len(before), np.nan, dtype=np.float32), gaps)
+    samples = write_choice(samples, np.append(before, free[added]), gaps, vectors)
+    others = np.setdiff1d(free, free[added])
+    distance = samples['nearest_distance'].to_numpy()[others]
+    distance = np.where(np.isnan(distance), np.float32('inf'), distance)
+    covering = float(distance.max(initial=0.))
+    if pool is not None and len(pool): covering = covering_distance(vectors.of(others).emb, distance, pool)
+    return Selection(samples, ended_by=ended_by(asked, n_wanted, len(added), len(free), covering),
+                     covering_distance=covering, **facts)
+
+# %% ../../nbs/50_select/58_select.ipynb #3aa50b08
+def sequences_asked(
+    n_samples: int | float,  # float in (0, 1]: share; int from 1: count of frames; -1: no limit
+    n_available: int,        # frames, those in no whole sequence among them
+    length: int,             # x, frames in a sequence
+) -> int:                    # sequences, at least 1; -1: no limit
+    "From frames to sequences."
+    if n_samples == -1: return -1
+    if not isinstance(n_samples, Integral) and n_samples <= 1:
+        return max(1, math.floor(Fraction(str(n_samples))*n_available/length + Fraction(1, 2)))
+    below = int(n_samples)//length*length
+    if below == n_samples: return below//length
+    near = f'{below} or {below + length}' if below else f'{length} at least'
+    raise SelectionError(f'n_samples is {n_samples} and selected_sequence_length is {length}; allowed is a multiple of '
+                         f'{length}, such as {near}, or a share')
+
+# %% ../../nbs/50_select/58_select.ipynb #07651315
+def sequence_table(
+    samples: pd.DataFrame,   # sample table, before or after the choice
+    sequences: Sequences,    # m of it
+) -> pd.DataFrame:           # (m rows) sample table with preselected, selected, rank and gap
+    "A row for each sequence."
+    is_before, length = samples['preselected'].to_numpy(), sequences.length
+    is_whole = is_before[sequences.rows].all(axis=1)
+    n_torn = is_before.sum() - length*is_whole.sum()
+    if n_torn:
+        raise SelectionError(f'{n_torn} of {counted(is_before.sum(), "preselected sample")} make up no whole sequence of '
+                             f'{length}; preselect whole sequences, or leave selected_sequence_length out')
+    first = samples.iloc[sequences.rows[:, 0]]
+    return with_columns(make_samples(first['filename'].tolist()), range(len(first)), preselected=is_whole,
+                        selected=first['selected'], rank=first['rank']//length, gap=first['gap'])
+
+# %% ../../nbs/50_select/58_select.ipynb #324fd460
+def spread(
+    samples: pd.DataFrame,   # sample table that the sequences were made of
+    sequences: Sequences,    # m of it
+    table: pd.DataFrame,     # (m rows) table of sequences, after the choice
+) -> pd.DataFrame:           # with selected, rank, gap, nearest_selected, nearest_distance, status outlier
+    "Write to the frames what was decided about their sequences."
+    x, chosen = sequences.length, np.flatnonzero(table['selected'])
+    def each(column: str, numbers: np.ndarray) -> pd.Series: return table[column].iloc[numbers].repeat(x)
+    far = np.flatnonzero(table['status'] == 'outlier')
+    if len(far):
+        reason = 'its sequence is ' + each('reason', far)
+        samples = with_columns(samples, sequences.expand(far), status='outlier', reason=reason)
+    samples = with_columns(samples, sequences.expand(chosen), selected=True, gap=each('gap', chosen),
+                           rank=each('rank', chosen)*x + np.tile(np.arange(x), len(chosen)))
+    others = np.flatnonzero(table['nearest_selected'].notna())
+    if not len(others): return samples
+    nearest_rows = sequences.expand(table['nearest_selected'].iloc[others].to_numpy(dtype=np.int64))
+    return with_columns(samples, sequences.expand(others), nearest_selected=nearest_rows,
+                        nearest_distance=each('nearest_distance', others))
+
+def tell_left_over(
+    samples: pd.DataFrame,   # sample table after the choice
+    vectors: Vectors,        # of at least the available samples
+    sequences: Sequences,    # of the table
+) -> pd.DataFrame:           # with reason and nearest_selected of the samples in no sequence
+    "Say of samples in no whole sequence why they are out, and what is most like them."
+    rows, chosen = sequences.left_over, np.flatnonzero(samples['selected'])
+    if not len(rows): return samples
+    index, _ = nearest(vectors.of(rows).emb, vectors.of(chosen).emb)
+    reason = f'not part of {sequences.length} neighbouring samples'
+    return with_columns(samples, rows, reason=reason, nearest_selected=chosen[index])
+
+# %% ../../nbs/50_select/58_select.ipynb #e08f7daa
+def select_sequences(
+    samples: pd.DataFrame,      # sample table
+    vectors: Vectors,           # of at least the available samples
+    method: str,                # a key of METHODS
+    asked: StoppingCondition,   # n_samples in frames, distances between mean vectors
+    seed: int,                  # of the methods that draw
+    outlier_share: float,       # of the sequences
+    length: int,                # x, frames in a sequence
+) -> Selection:                 # of frames
+    "Choose among runs of neighbouring samples."
+    selectable(samples)
+    sequences = make_sequences(samples, length)
+    if not len(sequences):
+        raise SelectionError(f'selected_sequence_length is {length}, and no more than {sequences.longest} available '
+                             f'neighbours follow each other; allowed is up to {sequences.longest}')
+    means, n_available = mean_vectors(vectors, sequences), len(available(samples))
+    table = mark_outliers(sequence_table(samples, sequences), means, outlier_share, seed, 'outlying sequence')
+    n_available -= length*int((table['status'] == 'outlier').sum())
+    n_wanted = sequences_asked(asked.n_samples, n_available, length)
+    logger.info('choosing among %s of %d samples', counted(len(available(table)), 'sequence'), length)
+    done = select_among(table, means, method, replace(asked, n_samples=n_wanted), seed, unit='sequences')
+    n_left_over = len(sequences.left_over)
+    if n_left_over: logger.info('%s in no whole sequence', counted(n_left_over, 'available sample'))
+    samples = tell_left_over(spread(samples, sequences, done.samples), vectors, sequences)
+    return replace(done, samples=samples, n_target=length*done.n_target, n_preselected=length*done.n_preselected,
+                   n_left_over=n_left_over)
+
 # %% ../../nbs/50_select/58_select.ipynb #7d4a1f82
 def select(
     samples: pd.DataFrame,            # sample table
@@ -157,35 +292,31 @@ def select(
     outlier_share: float = 0.,        # share of the available samples that is marked and not chosen from
     pool: np.ndarray | None = None,   # (p, d) vectors of the datapool, scaled like `vectors`
     n_members: int = 0,               # members of the datapool that count for n_samples
+    sequence_length: int = 1,         # neighbouring samples that are chosen as one
 ) -> Selection:                       # new table and facts
     "Choose among the available samples."
     if method not in METHODS: raise SelectionError(f'method is {method!r}, allowed is {", ".join(METHODS)}')
     asked = StoppingCondition(n_samples, min_distance, coverage_distance)
     check_asked(asked)
+    has_pool = n_members > 0 or (pool is not None and len(pool) > 0)
+    if sequence_length != 1 and has_pool:
+        raise SelectionError(f'selected_sequence_length is {sequence_length}, and there is a datapool, which holds '
+                             'single samples; leave one of the two out')
+    if sequence_length != 1:
+        return select_sequences(samples, vectors, method, asked, seed, outlier_share, sequence_length)
     samples = mark_outliers(samples, vectors, outlier_share, seed)
-    free, before = selectable(samples)
-    n_wanted = n_to_add(n_samples, len(free) + len(before), len(before), n_members)
-    n_pool = 0 if pool is None else len(pool)
-    facts: dict[str, Any] = {'n_target': len(before) + n_wanted, 'n_preselected': len(before), 'n_pool': n_pool}
-    if n_wanted == len(free) and min_distance == coverage_distance == -1:
-        logger.info('selecting is skipped: all %d available samples are kept', len(free) + len(before))
-        samples = with_columns(samples, np.append(before, free), selected=True)
-        samples = with_columns(samples, before, rank=np.arange(len(before)))
-        reason = ended_by(asked, n_wanted, n_wanted, len(free))
-        return Selection(samples, ended_by=reason, covering_distance=0., **facts)
-    chosen = earlier(vectors.of(before).emb, pool)
-    added, gaps = choose(method, vectors.of(free).emb, n_wanted, asked, seed, chosen)
-    gaps = np.append(np.full(len(before), np.nan, dtype=np.float32), gaps)
-    samples = write_choice(samples, np.append(before, free[added]), gaps, vectors)
-    others = np.setdiff1d(free, free[added])
-    distance = samples['nearest_distance'].to_numpy()[others]
-    distance = np.where(np.isnan(distance), np.float32('inf'), distance)
-    covering = float(distance.max(initial=0.))
-    if pool is not None and len(pool): covering = covering_distance(vectors.of(others).emb, distance, pool)
-    return Selection(samples, ended_by=ended_by(asked, n_wanted, len(added), len(free), covering),
-                     covering_distance=covering, **facts)
+    return select_among(samples, vectors, method, asked, seed, pool, n_members)
 
 # %% ../../nbs/50_select/58_select.ipynb #40bdbe18
+def in_samples(
+    curve: SelectionCurve,   # that counts sequences
+    length: int,             # x, samples in a sequence
+) -> SelectionCurve:         # that counts samples
+    "A curve of sequences in numbers of samples."
+    counts = {o: length*getattr(curve, o) for o in ('n', 'n_available', 'n_evaluated', 'n_before')}
+    knee = curve.knee and replace(curve.knee, n_samples=length*curve.knee.n_samples)
+    return replace(curve, **counts, knee=knee)
+
 def curve_of(
     done: Selection,                  # a selection by `method`
     vectors: Vectors,                 # that it was made from
@@ -193,8 +324,14 @@ def curve_of(
     seed: int = 1,                    # of the random choices that k-center is compared with
     pool: np.ndarray | None = None,   # (p, d) vectors of the datapool, as for `select`
     n_members: int = 0,               # as for `select`
+    sequence_length: int = 1,         # as for `select`
 ) -> SelectionCurve | None:           # None: nothing new was chosen
     "How well fewer samples would have covered."
+    if sequence_length != 1:
+        sequences = make_sequences(done.samples, sequence_length)
+        of_sequences = replace(done, samples=sequence_table(done.samples, sequences))
+        curve = curve_of(of_sequences, mean_vectors(vectors, sequences), method, seed)
+        return curve and in_samples(curve, sequence_length)
     free, before = selectable(done.samples)
     rows = result_order(done.samples)
     rows = rows[~np.isin(rows, before)]
