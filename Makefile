@@ -63,8 +63,10 @@ quick:           ## under 5 s, changes nothing: gates and sync
 check:           ## everything a change must pass
 	@$(call each,$(CHECK))
 
+GPU := $(if $(shell command -v nvidia-smi),gpu)  # its cells run only where there is one
+
 check-all: check ## check, and all that is slow or needs a GPU or a network
-	$(BIN)/nbdev_test --flags 'slow gpu net' --timing
+	$(BIN)/nbdev_test --flags 'slow net $(GPU)' --timing
 	$(BIN)/python -m pytest -q -m slow
 	$(BIN)/python tools/run_tutorials.py
 	@$(MAKE) --no-print-directory docs

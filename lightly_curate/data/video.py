@@ -27,8 +27,8 @@ from .images import MAX_IMAGE_PIXELS, first_bytes, too_many_pixels
 from .scan import VIDEO_EXTENSIONS, counted, has_image_signature
 
 # %% auto #0
-__all__ = ['ISO_BOXES', 'PICTURE', 'LISTS', 'HIDES_DAMAGE', 'MOST_HELD', 'LOOK_AT_ALL', 'TICK_SLACK_S', 'ASSUMED_FPS', 'UNEVEN',
-           'ROUNDING_S', 'COLOURSPACES', 'UNSPECIFIED', 'STATED_DURATION', 'TOLERANCE_S', 'TOLERANCE_FRAMES',
+__all__ = ['ISO_BOXES', 'PICTURE', 'LISTS', 'SEVERAL_THREADS', 'MOST_HELD', 'LOOK_AT_ALL', 'TICK_SLACK_S', 'ASSUMED_FPS',
+           'UNEVEN', 'ROUNDING_S', 'COLOURSPACES', 'UNSPECIFIED', 'STATED_DURATION', 'TOLERANCE_S', 'TOLERANCE_FRAMES',
            'FRAME_NAME', 'WHOLE', 'DIRECT', 'SEEK_GAP', 'Found', 'UnreadableVideo', 'top_boxes', 'unknown_video',
            'said_by', 'open_container', 'video_streams', 'first_video', 'Tally', 'video_packets', 'Queue', 'drained',
            'decode_pictures', 'Frame', 'upright_size', 'Look', 'Lookout', 'Watch', 'Pass', 'stated_duration',
@@ -84,7 +84,8 @@ def said_by(
 # %% ../../nbs/10_data/15_video.ipynb #59a88083
 PICTURE = 'a picture under the name of a video; rename the file'
 LISTS = ('concat', 'hls', 'dash', 'imf')  # formats of FFmpeg that name other files
-HIDES_DAMAGE = ('ffv1', 'mpeg4', 'vp8')   # decoders that patch damage without saying so, in each thread differently
+SEVERAL_THREADS = ('h264',)  # decoders that may use several threads: those of H.265, VP9 and AV1 can wait for themselves for
+                             # ever when they are closed after damage, those of FFV1, MPEG-4 and VP8 hide damage, each thread otherwise
 
 def open_container(
     path: Path,        # file
@@ -125,7 +126,7 @@ def first_video(
     codec = streams[0].codec_context
     if codec is None: raise UnreadableVideo('the video is in a codec that the installed FFmpeg does not decode')
     if codec.width*codec.height > max_pixels: raise UnreadableVideo(too_many_pixels(codec.width*codec.height, max_pixels))
-    if codec.name in HIDES_DAMAGE: n_threads = 1
+    if codec.name not in SEVERAL_THREADS: n_threads = 1
     codec.thread_count, codec.thread_type = n_threads, 'FRAME' if n_threads > 1 else 'SLICE'
     return streams[0]
 
