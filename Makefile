@@ -50,7 +50,7 @@ demo: runtime    ## run the main job on sample images, or on yours: make demo IN
 	$(BIN)/lightly-curate "input_dir=$(INPUT_DIR)" "output_dir=$(OUTPUT_DIR)" run_directory=$(RUN) \
 		stopping_condition.n_samples=0.2 $(ARGS)
 	@echo
-	@echo "report:          $(OUTPUT_DIR)/$(RUN)/report.pdf (and report.html beside it)"
+	@echo "report:          $(OUTPUT_DIR)/$(RUN)/report.pdf (and report.html and explore.html beside it)"
 	@echo "selected images: $(OUTPUT_DIR)/$(RUN)/filenames/sampled_filenames.txt"
 
 # --- checks -----------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def all_distances(x: np.ndarray) -> np.ndarray:
 DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/corruptness_check_information.json data/embeddings.csv data/normalized_embeddings.csv
 data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
 filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
-report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
+explore.html report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
 plots/selection_curve.png plots/scatter_pca.png
 plots/scatter_pca_no_overlay.png""".split()
 DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in ('', '_no_overlay')]

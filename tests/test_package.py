@@ -69,6 +69,7 @@ def test_wheel(root, tmp_path):
     assert 'lightly_curate/py.typed' in names
     assert {f'lightly_curate/jobs/{o}.ipynb' for o in ('curate', 'embed', 'select', 'report')} <= set(names)
     assert [o for o in names if o.startswith('lightly_curate/learn/weights/')]
+    assert {f'lightly_curate/report/assets/explore.{o}' for o in ('html', 'css', 'js')} <= set(names)
     modules = {str(o.relative_to(root)) for o in (root/'lightly_curate').rglob('*.py') if '__pycache__' not in o.parts}
     assert modules <= set(names)
     assert {o.split('/')[0] for o in names} == {'lightly_curate', wheel.name.split('-py3')[0] + '.dist-info'}

@@ -129,6 +129,8 @@ class RunDir(RunData):
     def report_pdf(self) -> Path: return self.root/'report.pdf'
     @property
     def report_html(self) -> Path: return self.root/'report.html'
+    @property
+    def explore_html(self) -> Path: return self.root/'explore.html'
     def checkpoint(self, epoch: int) -> Path: return self.root/f'lightly_epoch_{epoch}.ckpt'  # epoch from 0
     def plot(self, name: str) -> Path: return self.plots/f'{name}.png'  # name without suffix, e.g. 'scatter_pca'
     def job(self, name: str) -> Path: return self.jobs/f'{name}.ipynb'   # executed copy of a job notebook

@@ -351,6 +351,7 @@ class Illustrations:
     plots: list[Report] = field(default_factory=list)     # as in `PLOT`
     examples: list[Report] = field(default_factory=list)  # as in `EXAMPLE`
     notices: list[str] = field(default_factory=list)      # sentences
+    layouts: list[tuple[str, np.ndarray, Layout]] = field(default_factory=list, repr=False)  # each map: name, rows, points
     words: Words = IMAGES                                 # what the samples are called
     on_figure: Callable[[], None] = field(default=do_nothing, repr=False, compare=False)  # called after each figure
 
@@ -404,6 +405,7 @@ def write_maps(
     "Save one layout with and without overlay."
     selected = samples['selected'].to_numpy()[rows]
     labels = samples['label'].fillna(-1).to_numpy(dtype=np.int64)[rows]
+    made.layouts.append((method, rows, layout))
     note = in_words(f' {layout.note}' if layout.note else '', made.words)
     overlay = plot_selection(layout.points, selected, method)
     plain = plot_labels(layout.points, labels, label_names(samples), method, made.words)

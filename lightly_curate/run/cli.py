@@ -158,7 +158,7 @@ def carry_out(
     signal.signal(signal.SIGTERM, stop)
     with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
     check_ended(run)
-    results = [o for o in (run.dir.report_pdf, run.dir.report_html, run.dir.sampled_filenames) if o.exists()]
+    results = [o for o in (run.dir.report_pdf, run.dir.report_html, run.dir.explore_html, run.dir.sampled_filenames) if o.exists()]
     tell(f'done in {duration(time.perf_counter() - begun)}\n' + ''.join(f'  {o}\n' for o in results))
 
 # %% ../../nbs/80_run/84_cli.ipynb #3daaeb14

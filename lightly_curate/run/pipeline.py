@@ -36,6 +36,7 @@ from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
 from ..embed.sequences import sequence_information
 from ..embed.vectors import Vectors, normalize
 from ..learn.downloads import sha256_of
+from ..report.explore import maps_of, write_explore
 from ..report.report import (Illustrations, build_report, describe_machine, installed_versions, n_figures,
                                           write_plots, write_report)
 from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
@@ -66,7 +67,7 @@ def outputs_of(
     "What a finished stage has left, besides plots and images."
     files = run.dir
     lists = [files.sampled_filenames, files.removed_filenames, files.duplicate_filenames, files.corrupt_filenames]
-    made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json],
+    made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json, files.explore_html],
             'select': [files.state_pool, files.state_members] if run.cfg.datapool.name else [],
             'deliver': [*lists, files.removed_samples_csv, files.selected_embeddings_csv, files.samples_parquet]}
     trained = read_mark(files, 'train')
@@ -642,7 +643,7 @@ def make_figures(
     n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
     has_pool = bool(pool is not None and len(pool))
     told, films = training_facts(run), finished_mark(run, 'clean').result.get('videos')
-    n_parts = 4 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True,
+    n_parts = 5 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True,
                             has_training=bool(told and told['loss']),
                             has_timelines=bool(films) and cfg.show_video_sampling_timeline)
     with Progress('reporting', n_parts, 'parts') as progress:
@@ -657,6 +658,10 @@ def make_figures(
         made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
                            progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told,
                            videos=films, timelines=cfg.show_video_sampling_timeline)
+        write_explore(run.dir.explore_html, samples, maps_of(made.layouts, samples, vectors, seed), input_dir,
+                      title=Path(cfg.embeddings or cfg.input_dir).name, curve=curve, n_before=chosen['n_before'], max_pixels=cfg.max_image_pixels,
+                      is_own_curve=cfg.method == 'coreset' and cfg.selected_sequence_length == 1)
+        progress.advance()
     return before, after, neighbors, made
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #295e4c60
