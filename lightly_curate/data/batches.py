@@ -18,7 +18,7 @@ from PIL import Image
 from .images import MAX_IMAGE_PIXELS, UnreadableImage, read_rgb
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'map_in_threads', 'square_pixels', 'Batch', 'load_batches']
+__all__ = ['Item', 'Result', 'map_in_threads', 'square_pixels', 'Batch', 'make_batch', 'load_batches']
 
 # %% ../../nbs/10_data/13_batches.ipynb #b0baa407
 Item = TypeVar('Item')
@@ -60,6 +60,17 @@ class Batch:
     failed: dict[int, str]   # row = reason, for files that could not be read
     wait_s: float            # time the consumer waited for this batch, seconds
 
+def make_batch(
+    loaded: dict[int, np.ndarray | str],  # row = (s, s, 3) uint8, or the reason why it could not be read
+    input_size: int,                      # s, pixels
+    wait_s: float,                        # time the consumer waited for it, seconds
+) -> Batch:                               # rows in the order of `loaded`
+    "Put into a batch what could be read, and beside it what could not."
+    pixels = {row: o for row, o in loaded.items() if not isinstance(o, str)}
+    stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, input_size, input_size, 3), dtype=np.uint8)
+    failed = {row: o for row, o in loaded.items() if isinstance(o, str)}
+    return Batch(np.array(list(pixels), dtype=np.int64), stacked, failed, wait_s)
+
 def load_batches(
     samples: pd.DataFrame,               # sample table
     rows: np.ndarray,                    # (n,) int64, rows to load, in this order
@@ -82,8 +93,4 @@ def load_batches(
     for start in range(0, len(rows), batch_size):
         here, began = rows[start:start + batch_size], time.perf_counter()
         loaded = dict(zip((int(o) for o in here), islice(results, len(here)), strict=True))
-        wait_s = time.perf_counter() - began
-        pixels = {row: o for row, o in loaded.items() if not isinstance(o, str)}
-        stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, input_size, input_size, 3), dtype=np.uint8)
-        failed = {row: o for row, o in loaded.items() if isinstance(o, str)}
-        yield Batch(np.array(list(pixels), dtype=np.int64), stacked, failed, wait_s)
+        yield make_batch(loaded, input_size, time.perf_counter() - began)

@@ -17,18 +17,17 @@ import pandas as pd
 from PIL import Image
 from ..core.progress import logger
 from ..core.samples import to_samples, with_all_columns, with_columns
-from .batches import Batch, load_batches, map_in_threads
+from .batches import Batch, load_batches, make_batch, map_in_threads
 from .images import MAX_IMAGE_PIXELS, UnreadableImage, read_rgb
 from .scan import counted
-from .video import (LOOK_AT_ALL, Frame, FrameScaler, Look, UnreadableVideo, VideoFacts, VideoReader, Wanted,
+from .video import (LOOK_AT_ALL, Frame, FrameScaler, Look, UnreadableVideo, VideoReader, Wanted,
                                        expected_frames, find_frames, frame_hash, frame_name, parse_frame_name, uniform_row_ratio,
                                        upright_size)
 
 # %% auto #0
 __all__ = ['Item', 'HANDFUL', 'KEPT', 'UNREADABLE', 'CHANGED', 'interleave', 'share_threads', 'FrameRecord', 'record',
-           'VideosRead', 'VideoPass', 'frame_names', 'frame_table', 'fault_of', 'video_facts', 'finish',
-           'wanted_frames', 'reread', 'stream_frames', 'load_frames', 'load_pixels', 'wanted_pictures', 'pictures_of',
-           'find_named_frames']
+           'VideosRead', 'VideoPass', 'frame_names', 'frame_table', 'finish', 'wanted_frames', 'reread',
+           'stream_frames', 'load_frames', 'load_pixels', 'wanted_pictures', 'pictures_of', 'find_named_frames']
 
 # %% ../../nbs/10_data/16_frames.ipynb #587b06a9
 Item = TypeVar('Item')
@@ -81,6 +80,9 @@ class FrameRecord:
 
 KEPT = ('number', 'index', 'pts', 'time_s', 'width', 'height', 'content', 'uniform_row_ratio')  # of each frame, until the table is made
 
+UNREADABLE: dict[str, Any] = {'container': None, 'codec': None, 'width': None, 'height': None, 'fps': None, 'duration_s': None,
+                              'n_frames': 0, 'n_lost': 0, 'notes': []}  # what is known of a video that gives no frame
+
 def record(
     row: int,                      # of the video in the table of files
     frame: Frame,                  # as decoded
@@ -113,7 +115,7 @@ class VideoPass:
         is_video = ((files['source'] == 'video') & (files['status'] == 'ok')).to_numpy()
         self.paths = {int(o): str(files['path'][o]) for o in np.flatnonzero(is_video)}
         self.n_parallel, self.n_threads = share_threads(len(self.paths), n_workers)
-        self.facts: dict[int, VideoFacts | str] = {}  # row = facts, or the reason why nothing can be read
+        self.facts: dict[int, dict[str, Any]] = {}  # row = path, and the fields of `VideoFacts`
         self.frames: dict[int, list[tuple[Any, ...]]] = {o: [] for o in self.paths}  # row = `KEPT` of each frame
 
     def n_expected(self) -> int:  # frames
@@ -130,9 +132,9 @@ class VideoPass:
             try:
                 if self.n_threads == 1: yield from (record(row, o, scaler) for o in reader)
                 else: yield from map_in_threads(lambda o: record(row, o, scaler), reader, self.n_threads, n_ahead=2*self.n_threads)
-                self.facts[row] = reader.facts
+                self.facts[row] = {'path': self.paths[row], **reader.facts.to_json()}
             except UnreadableVideo as error:
-                self.facts[row] = error.reason
+                self.facts[row] = {'path': self.paths[row], **UNREADABLE, 'reason': error.reason}
 
     def batches(
         self,
@@ -140,8 +142,8 @@ class VideoPass:
         batch_size: int,   # frames in a batch, at least 1
     ) -> Iterator[Batch]:  # `rows` are the numbers of the frames, from 0, in the order in which they are handed out
         "Read all videos, and hand their frames out."
-        sources = (self.read(o, FrameScaler(input_size) if input_size else None) for o in self.paths)
-        stream, n_done = interleave(sources, self.n_parallel), 0
+        scaler, n_done = FrameScaler(input_size) if input_size else None, 0
+        stream = interleave((self.read(o, scaler) for o in self.paths), self.n_parallel)
         while True:
             began = time.perf_counter()
             found = list(islice(stream, batch_size))
@@ -182,39 +184,21 @@ def frame_table(
     if renamed: logger.warning('%s of %s would have the name of a file beside it and got a ~ at the end', counted(renamed, 'frame'), path)
     return with_all_columns(told.assign(filename=names, path=path, label=label, source='frame'))
 
-def fault_of(
-    facts: VideoFacts | str,  # facts, or the reason why nothing can be read
-) -> str | None:              # reason in words, None for a video that is whole
-    "Why a video is on the list of corrupt files."
-    return facts if isinstance(facts, str) else facts.reason
-
-# %% ../../nbs/10_data/16_frames.ipynb #32058090
-UNREADABLE: dict[str, Any] = {'container': None, 'codec': None, 'width': None, 'height': None, 'fps': None, 'duration_s': None, 'n_frames': 0,
-              'n_lost': 0, 'notes': []}
-
-def video_facts(
-    path: str,                # of the video
-    facts: VideoFacts | str,  # facts, or the reason why nothing can be read
-) -> dict[str, Any]:          # path, and the fields of `VideoFacts`
-    "What is known about a video."
-    return {'path': path, **(UNREADABLE | {'reason': facts} if isinstance(facts, str) else facts.to_json())}
-
+# %% ../../nbs/10_data/16_frames.ipynb #9897dba4
 def finish(
     done: VideoPass,   # whose batches have all been taken
 ) -> VideosRead:       # new table
     "Make the table of samples of what has been read."
-    files, faults = done.files, {o: fault_of(facts) for o, facts in done.facts.items()}
-    kept = files.drop(index=[o for o, fault in faults.items() if fault is None]).copy()
-    for row, fault in faults.items():
-        if fault is not None: kept.loc[row, ['status', 'reason']] = 'corrupt', fault
-    taken, parts = set(files['filename']), []
+    files, taken, parts = done.files, set(done.files['filename']), []
+    kept = files.drop(index=[row for row, facts in done.facts.items() if facts['reason'] is None]).copy()
     for row, facts in done.facts.items():
-        n_frames = 0 if isinstance(facts, str) else facts.n_frames
-        if n_frames: parts.append(frame_table(done.paths[row], int(files['label'][row]), done.frames[row], n_frames, taken))
+        if facts['reason'] is not None: kept.loc[row, ['status', 'reason']] = 'corrupt', facts['reason']
+        if facts['n_frames']:
+            parts.append(frame_table(facts['path'], int(files['label'][row]), done.frames[row], facts['n_frames'], taken))
     samples = to_samples(pd.concat([kept, *parts]))
     in_order = pd.concat([o['filename'] for o in parts]).sort_index() if parts else []
     rows = pd.Index(samples['filename']).get_indexer(in_order).astype(np.int64)
-    return VideosRead(samples, [video_facts(done.paths[o], done.facts[o]) for o in sorted(done.facts)], rows)
+    return VideosRead(samples, [done.facts[o] for o in sorted(done.facts)], rows)
 
 # %% ../../nbs/10_data/16_frames.ipynb #eded0745
 CHANGED = 'the video has changed since it was read'
@@ -252,18 +236,18 @@ def reread(
     for row in left.values(): yield row, why
 
 def stream_frames(
-    samples: pd.DataFrame,                           # sample table
-    rows: np.ndarray,                                # (n,) int64 rows of frames
-    input_dir: Path,                                 # folder that `path` is relative to
-    n_workers: int,                                  # threads; 0 counts as 1
-    new_make: Callable[[], Callable[[Frame], Item]], # called once for each video: what is to be made of its frames
-    max_pixels: int = MAX_IMAGE_PIXELS,              # larger frames are not decoded, pixels
-) -> Iterator[tuple[int, Item | str]]:               # row, and what was made of it, or the reason why there is none
+    samples: pd.DataFrame,               # sample table
+    rows: np.ndarray,                    # (n,) int64 rows of frames
+    input_dir: Path,                     # folder that `path` is relative to
+    n_workers: int,                      # threads; 0 counts as 1
+    make: Callable[[Frame], Item],       # what is wanted of a frame, called in the threads that decode
+    max_pixels: int = MAX_IMAGE_PIXELS,  # larger frames are not decoded, pixels
+) -> Iterator[tuple[int, Item | str]]:   # row, and what was made of it, or the reason why there is none
     "Go through the videos that some rows are of, several at a time."
     groups, content = wanted_frames(samples, rows), samples['content'][rows]
     contents = {int(row): str(o) for row, o in content[content.notna()].items()}
     n_parallel, n_threads = share_threads(len(groups), n_workers)
-    sources = (reread(Path(input_dir)/path, wanted, contents, new_make(), n_threads, max_pixels) for path, wanted in groups.items())
+    sources = (reread(Path(input_dir)/path, wanted, contents, make, n_threads, max_pixels) for path, wanted in groups.items())
     return interleave(sources, n_parallel)
 
 # %% ../../nbs/10_data/16_frames.ipynb #c0db021e
@@ -277,16 +261,12 @@ def load_frames(
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger frames are not decoded, pixels
 ) -> Iterator[Batch]:                    # each row in exactly one batch, read or failed, videos in turns
     "Pixels of frames that were read before."
-    stream = stream_frames(samples, rows, input_dir, n_workers, lambda: FrameScaler(input_size), max_pixels)
+    stream = stream_frames(samples, rows, input_dir, n_workers, FrameScaler(input_size), max_pixels)
     while True:
         began = time.perf_counter()
         found = dict(islice(stream, batch_size))
         if not found: return
-        wait_s = time.perf_counter() - began
-        failed = {row: o for row, o in found.items() if isinstance(o, str)}
-        pixels = {row: o for row, o in found.items() if not isinstance(o, str)}
-        stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, input_size, input_size, 3), dtype=np.uint8)
-        yield Batch(np.array(list(pixels), dtype=np.int64), stacked, failed, wait_s)
+        yield make_batch(found, input_size, time.perf_counter() - began)
 
 # %% ../../nbs/10_data/16_frames.ipynb #10e45f73
 def load_pixels(
@@ -320,13 +300,14 @@ def pictures_of(
     input_dir: Path,                     # folder that `path` is relative to
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
     n_threads: int = 1,                  # of the decoder of a video
-) -> Iterator[tuple[int, Image.Image | str]]:  # row, and the picture (RGB, full size, upright) or the reason why there is none; each row once
+    least_side: int = 0,                 # pixels; above 0 JPEGs may be decoded at a part of their size, see `open_image`
+) -> Iterator[tuple[int, Image.Image | str]]:  # row, and the picture (RGB, full size unless `least_side` says else, upright) or the reason why there is none; each row once
     "Pictures of some rows, images in the order of `rows` first, then frames, video by video."
     rows = np.asarray(rows, dtype=np.int64)
     is_frame = (samples['source'][rows] == 'frame').to_numpy()
     for row in rows[~is_frame].tolist():
         try:
-            yield row, read_rgb(Path(input_dir)/samples['path'][row], max_pixels)
+            yield row, read_rgb(Path(input_dir)/samples['path'][row], max_pixels, least_side)
         except UnreadableImage as error:
             yield row, error.reason
     for path, wanted in wanted_frames(samples, rows[is_frame]).items():

@@ -283,7 +283,7 @@ def small_pictures(
     is_frame = (samples['source'][rows] == 'frame').to_numpy()
     images = rows[~is_frame].tolist()
     yield from zip(images, map_in_threads(read, images, n_workers), strict=True)
-    if is_frame.any(): yield from stream_frames(samples, rows[is_frame], input_dir, n_workers, lambda: small, max_pixels)
+    if is_frame.any(): yield from stream_frames(samples, rows[is_frame], input_dir, n_workers, small, max_pixels)
 
 # %% ../../nbs/30_learn/35_cache.ipynb #138b9278
 def write_cache(

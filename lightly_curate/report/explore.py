@@ -185,7 +185,7 @@ def make_sheets(
         made.jpegs.append(jpeg)
         return True
     fitting = np.sort(rows[:int(n_bytes/(side**2*BYTES_PER_PIXEL))]) if input_dir else rows[:0]
-    for row, picture in pictures_of(samples, fitting, input_dir or Path(), max_pixels):
+    for row, picture in pictures_of(samples, fitting, input_dir or Path(), max_pixels, least_side=2*side):
         if isinstance(picture, str): continue
         picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.)
         waiting[row] = picture
@@ -322,7 +322,7 @@ def write_explore(
     maps: Sequence[Map],            # at least one, the first is shown first
     input_dir: Path | None,         # folder of the images and videos, None: there is none
     *,
-    title: str,                     # of the page: name of the run
+    title: str,                     # of the page: what the data set is called
     curve: SelectionCurve | None = None,  # of the budget
     n_before: int = 0,              # samples chosen before this run, as the curve counts them
     is_own_curve: bool = True,      # the curve tells of this choice, not of what k-center would have chosen
@@ -340,7 +340,7 @@ def write_explore(
     told = {
         'title': title, 'summary': f'{counts["available"]:,} {words.many} available, {counts["sampled"]:,} selected',
         'words': {'one': words.one, 'many': words.many, 'group': words.group}, 'points': points, 'scale': SCALE,
-        'statuses': list(samples['status'].cat.categories), 'labels': labels, 'videos': labels, 'colourings': offered(points),
+        'statuses': list(samples['status'].cat.categories), 'labels': labels, 'colourings': offered(points),
         'maps': [describe_map(o, x, y, words) for o, (x, y) in zip(maps, placed, strict=True)],
         'sheets': {**near, 'jpegs': sheets.jpegs, 'sizes': sheets.sizes}, 'input': link,
         'note': describe_part(samples, rows, n_pictures, link is not None),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np
 import pandas as pd
-from .words import count_part
+from ..core.samples import count_samples
 
 # %% auto #0
 __all__ = ['N_VIDEOS', 'N_DAMAGED', 'FACTS', 'N_TIMELINES', 'frames_by_video', 'list_damaged', 'describe_videos', 'Timeline',
@@ -46,9 +46,9 @@ def describe_videos(
     rows, shown = frames_by_video(samples), []
     for facts in videos[:N_VIDEOS]:
         part = samples.loc[rows.get(facts['path'], np.empty(0, dtype=np.int64))]
-        counts = count_part(part)
+        counts = count_samples(part)
         shown.append({**{o: facts[o] for o in FACTS}, 'notes': list(facts['notes']), 'looked_at': counts['input'],
-                      'corrupt': counts['corrupt'], 'duplicate': int((part['status'] == 'duplicate').sum()),
+                      'corrupt': counts['corrupt'], 'duplicate': counts['duplicate'],
                       'available': counts['available'], 'sampled': counts['sampled']})
     return {'n': len(videos), 'n_broken': sum(o['reason'] is not None for o in videos),
             'n_frames': sum(o['n_frames'] or 0 for o in videos), 'n_lost': sum(o['n_lost'] or 0 for o in videos),

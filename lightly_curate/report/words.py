@@ -9,26 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 import pandas as pd
+from ..core.samples import count_samples
 
 # %% auto #0
-__all__ = ['IMAGES', 'FRAMES', 'SAMPLES', 'ABOUT_IMAGES', 'count_part', 'count_sources', 'Words', 'words_for', 'in_words']
+__all__ = ['COUNTED', 'IMAGES', 'FRAMES', 'SAMPLES', 'ABOUT_IMAGES', 'count_sources', 'Words', 'words_for', 'in_words']
 
 # %% ../../nbs/70_report/70_words.ipynb #fd29b5d0
-def count_part(
-    samples: pd.DataFrame,  # part of a sample table
-) -> dict[str, int]:        # input, corrupt, available, sampled
-    "How many rows there are, and how many of the kinds that matter most."
-    status = samples['status']
-    return {'input': len(samples), 'corrupt': int((status == 'corrupt').sum()),
-            'available': int((status == 'ok').sum()), 'sampled': int(samples['selected'].sum())}
+COUNTED = ('input', 'corrupt', 'available', 'sampled')  # of what `count_samples` tells
 
 def count_sources(
     samples: pd.DataFrame,  # sample table
-) -> dict[str, Any]:        # images, frames, samples: as `count_part`; broken_videos: number
+) -> dict[str, Any]:        # images, frames, samples: the numbers in COUNTED; broken_videos: number
     "Images, frames, both together; and rows that stand for a video that is not whole."
     source = samples['source']
     parts = {'images': source == 'image', 'frames': source == 'frame', 'samples': source != 'video'}
-    counts: dict[str, Any] = {name: count_part(samples[is_part]) for name, is_part in parts.items()}
+    kinds = {name: count_samples(samples[is_part]) for name, is_part in parts.items()}
+    counts: dict[str, Any] = {name: {o: kind[o] for o in COUNTED} for name, kind in kinds.items()}
     return {**counts, 'broken_videos': int((source == 'video').sum())}
 
 # %% ../../nbs/70_report/70_words.ipynb #6e2ca94d

@@ -107,7 +107,7 @@ const COLOURINGS = {
   selected: ['selected or not', byChoice],
   status: ['status', () => byGroup(points.status, data.statuses)],
   label: [data.words.group, () => byGroup(points.label, data.labels)],
-  video: ['video', () => byGroup(points.video, data.videos)],
+  video: ['video', () => byGroup(points.video, data.labels)],
   time: ['time in video', () => byValue(points.time_s, 'time in video, s')],
   rank: ['rank', () => byValue(points.rank.map(r => r < 0 ? null : r + 1), 'rank, the first choice is 1; pale: not selected', true)],
   gap: ['gap', () => byValue(points.gap, 'gap: distance to all chosen before; pale: not selected')],
