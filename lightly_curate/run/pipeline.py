@@ -42,7 +42,7 @@ from ..report.report import (Illustrations, build_report, describe_machine, inst
 from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
                                          with_exact_min)
 from .jobs import run_job
-from .start import Run
+from .start import PlannedRun
 from ..select.budget import SelectionCurve
 from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, held_out,
                                             mark_excluded, mark_members, pool_checkpoint, pool_files, read_pool, update_pool)
@@ -61,9 +61,9 @@ __all__ = ['TIME', 'Work', 'NO_VIDEOS', 'WORK', 'STAGES_OF', 'outputs_of', 'is_d
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
-    run: Run,       # run
-    stage: str,     # one of STAGES
-) -> list[Path]:    # files
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES
+) -> list[Path]:      # files
     "What a finished stage has left, besides plots and images."
     files = run.dir
     lists = [files.sampled_filenames, files.removed_filenames, files.duplicate_filenames, files.corrupt_filenames]
@@ -84,9 +84,9 @@ def outputs_of(
     return [files.table(stage), *made.get(stage, [])]
 
 def is_done(
-    run: Run,    # run
-    stage: str,  # one of STAGES
-) -> bool:       # there is a mark, and what it stands for is still there
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES
+) -> bool:            # there is a mark, and what it stands for is still there
     "Whether a stage need not be done again."
     return read_mark(run.dir, stage) is not None and all(o.is_file() for o in outputs_of(run, stage))
 
@@ -95,9 +95,9 @@ TIME = '%Y-%m-%d %H:%M:%S'  # local time, as in the log
 Work = Callable[[], tuple[pd.DataFrame, dict[str, Any]]]
 
 def run_stage(
-    run: Run,      # run
-    stage: str,    # one of STAGES
-    work: Work,    # gives the new table and small facts for later stages
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES
+    work: Work,       # gives the new table and small facts for later stages
 ) -> None:
     "Do a stage unless it is done."
     if is_done(run, stage):
@@ -115,9 +115,9 @@ def run_stage(
     logger.info('%s: done in %.1f s', stage, seconds)
 
 def finished_mark(
-    run: Run,       # run
-    stage: str,     # one of STAGES
-) -> Mark:          # what it was given and what it found
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES
+) -> Mark:            # what it was given and what it found
     "The mark of a stage that must have finished."
     mark = read_mark(run.dir, stage)
     if mark is not None: return mark
@@ -125,9 +125,9 @@ def finished_mark(
                      'or start with the whole flow')
 
 def table_after(
-    run: Run,       # run
-    stage: str,     # one of STAGES
-) -> pd.DataFrame:  # sample table
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES
+) -> pd.DataFrame:    # sample table
     "The table that a finished stage left."
     finished_mark(run, stage)
     return load_samples(run.dir.table(stage))
@@ -141,15 +141,15 @@ def save_arrays(
         with replacing(path) as temporary: np.save(temporary, array)
 
 def save_vectors(
-    run: Run,           # run
-    vectors: Vectors,   # embeddings with their rows
+    run: PlannedRun,   # run
+    vectors: Vectors,  # embeddings with their rows
 ) -> None:
     "Keep vectors and their rows in the run folder."
     save_arrays([(run.dir.state_embeddings, vectors.emb), (run.dir.state_rows, vectors.rows)])
 
 def load_vectors(
-    run: Run,      # run whose vectors have been saved
-) -> Vectors:      # embeddings with their rows
+    run: PlannedRun,  # run whose vectors have been saved
+) -> Vectors:         # embeddings with their rows
     "Vectors of a run, mapped into memory rather than copied."
     return Vectors(np.load(run.dir.state_embeddings, mmap_mode='r'), np.load(run.dir.state_rows))
 
@@ -216,7 +216,7 @@ def check_videos(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #72af7395
 def scan_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Find the samples: in the input folder, or in a file of embeddings."
     cfg = run.cfg
@@ -260,16 +260,16 @@ def device_name() -> str:  # 'cpu' or 'cuda: NVIDIA ...'
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #97ae6a69
 def open_pool(
-    run: Run,           # run
-) -> Datapool | None:   # as it is now, None: none was asked for
+    run: PlannedRun,   # run
+) -> Datapool | None:  # as it is now, None: none was asked for
     "The datapool of a run."
     if not run.cfg.datapool.name: return None
     return read_pool(pool_files(Path(run.cfg.shared_dir), run.cfg.datapool.name))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #bcaa4bf4
 def weights_request(
-    run: Run,            # run
-) -> dict[str, Any]:     # arguments that `load_backbone` and `start_backbone` have in common
+    run: PlannedRun,  # run
+) -> dict[str, Any]:  # arguments that `load_backbone` and `start_backbone` have in common
     "Which weights a run asks for, to embed with or to start training from."
     cfg, model, beside = run.cfg, run.cfg.lightly['model'], Path(run.cfg.shared_dir)/'weights'
     folder = Path(cfg.weights_dir) if cfg.weights_dir else beside if is_folder(beside) else None
@@ -281,16 +281,16 @@ def weights_request(
             'input_size': cfg.lightly['collate']['input_size'], 'weights_dir': folder}
 
 def trained_checkpoint(
-    run: Run,       # run
-) -> Path | None:   # None: nothing was trained, or not yet
+    run: PlannedRun,  # run
+) -> Path | None:     # None: nothing was trained, or not yet
     "The checkpoint that training in this run has made."
     mark = read_mark(run.dir, 'train') if is_trained(run.cfg) else None
     return run.dir.root/mark.result['checkpoint'] if mark is not None and mark.result['checkpoint'] else None
 
 def backbone_request(
-    run: Run,                # run
-    pool: Datapool | None,   # as read, None: none was asked for
-) -> dict[str, Any]:         # arguments of `load_backbone`
+    run: PlannedRun,        # run
+    pool: Datapool | None,  # as read, None: none was asked for
+) -> dict[str, Any]:        # arguments of `load_backbone`
     "What a run asks of `load_backbone`."
     cfg, asked, trained = run.cfg, weights_request(run), trained_checkpoint(run)
     if trained is not None: return {**asked, 'checkpoint': trained}
@@ -308,14 +308,14 @@ def weights_of(
     return {o: getattr(backbone, o) for o in ('origin', 'sha256', 'name', 'n_features', 'input_size')}
 
 def will_train(
-    run: Run,   # run
-) -> bool:      # False also when it is done, or when there is nothing to train
+    run: PlannedRun,  # run
+) -> bool:            # False also when it is done, or when there is nothing to train
     "Whether there is training ahead."
     return is_trained(run.cfg) and not is_done(run, 'train') and run.cfg.lightly['trainer']['max_epochs'] > 0
 
 def try_weights(
-    run: Run,                # run
-    pool: Datapool | None,   # as read, None: none was asked for
+    run: PlannedRun,        # run
+    pool: Datapool | None,  # as read, None: none was asked for
 ) -> None:
     "Load the weights once, so that those that do not fit are found out before the images are read."
     from lightly_curate.learn.backbone import load_backbone, start_backbone
@@ -337,15 +337,15 @@ def try_weights(
 NO_VIDEOS: dict[str, Any] = {'videos': None, 'embedded_with': None}
 
 def embedding_request(
-    run: Run,        # run
-    backbone: Any,   # from `load_backbone`
-) -> dict[str, Any]: # equal for equal vectors
+    run: PlannedRun,  # run
+    backbone: Any,    # from `load_backbone`
+) -> dict[str, Any]:  # equal for equal vectors
     "What a vector depends on beside the picture."
     return {**weights_of(backbone), 'precision': str(run.cfg.lightly['trainer']['precision'])}
 
 def read_videos(
-    run: Run,               # run
-    samples: pd.DataFrame,  # sample table of the scan
+    run: PlannedRun,                       # run
+    samples: pd.DataFrame,                 # sample table of the scan
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table with a row for each frame; facts as in `NO_VIDEOS`
     "Read the videos, and embed their frames unless that has to wait for training."
     cfg, loader = run.cfg, run.cfg.lightly['loader']
@@ -363,7 +363,7 @@ def read_videos(
     return read.samples, {'videos': read.videos, 'embedded_with': embedding_request(run, backbone)}
 
 def known_vectors(
-    run: Run,         # run in which clean has finished
+    run: PlannedRun,  # run in which clean has finished
     backbone: Any,    # from `load_backbone`
 ) -> Vectors:         # of frames that were embedded as they were read, with the same weights
     "Vectors that are there already."
@@ -373,7 +373,7 @@ def known_vectors(
     return Vectors(np.load(run.dir.state_frames), np.load(run.dir.state_frame_rows))
 
 def clean_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Read the videos, mark what cannot be read and what is there twice."
     cfg, samples = run.cfg, table_after(run, 'scan')
@@ -389,7 +389,7 @@ def clean_stage(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f75eae96
 def train_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Train on every available sample."
     from lightly_curate.learn.backbone import start_backbone
@@ -401,7 +401,7 @@ def train_stage(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #04e89e71
 def embed_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Embed every available sample."
     cfg, samples = run.cfg, table_after(run, 'clean')
@@ -426,24 +426,24 @@ def embed_stage(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
 def as_selected(
-    run: Run,          # run
-    emb: np.ndarray,   # (n, d) float32, as a backbone gave them
-) -> np.ndarray:       # (n, d) float32, unit length if normalize_embeddings asks for it
+    run: PlannedRun,  # run
+    emb: np.ndarray,  # (n, d) float32, as a backbone gave them
+) -> np.ndarray:      # (n, d) float32, unit length if normalize_embeddings asks for it
     "Vectors as the selection and the statistics see them."
     return normalize(emb) if run.cfg.normalize_embeddings else emb
 
 def selection_vectors(
-    run: Run,      # run
-) -> Vectors:      # of all samples that have one
+    run: PlannedRun,  # run
+) -> Vectors:         # of all samples that have one
     "Vectors of a run as the selection and the statistics see them."
     vectors = load_vectors(run)
     return Vectors(as_selected(run, vectors.emb), vectors.rows)
 
 def mark_earlier(
-    run: Run,                # run
-    samples: pd.DataFrame,   # sample table after embed
-    vectors: Vectors,        # as the selection sees them
-    pool: Datapool | None,   # as read
+    run: PlannedRun,                  # run
+    samples: pd.DataFrame,            # sample table after embed
+    vectors: Vectors,                 # as the selection sees them
+    pool: Datapool | None,            # as read
 ) -> tuple[pd.DataFrame, list[str]]:  # status member and excluded; sentences for the report
     "Mark what is in the datapool already, and what is too near to datapool.exclude."
     cfg, weights = run.cfg, finished_mark(run, 'embed').result['weights']
@@ -466,25 +466,25 @@ def mark_earlier(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #cc0114a4
 def keep_pool(
-    run: Run,                # run
-    samples: pd.DataFrame,   # sample table with members marked
-    emb: np.ndarray,         # (p, d) float32 vectors of the pool, as the selection sees them
+    run: PlannedRun,        # run
+    samples: pd.DataFrame,  # sample table with members marked
+    emb: np.ndarray,        # (p, d) float32 vectors of the pool, as the selection sees them
 ) -> None:
     "Keep the pool as this run sees it, for its report and for choosing again."
     members = np.flatnonzero(samples['status'] == 'member')
     save_arrays([(run.dir.state_members, members), (run.dir.state_pool, emb)])
 
 def kept_pool(
-    run: Run,               # run
-) -> np.ndarray | None:     # (p, d) float32, None: it has none
+    run: PlannedRun,     # run
+) -> np.ndarray | None:  # (p, d) float32, None: it has none
     "The pool as a run saw it, or as the run saw it that its vectors come from."
     return np.load(run.dir.state_pool) if run.dir.state_pool.is_file() else None
 
 def count_members(
-    run: Run,                # run
-    samples: pd.DataFrame,   # sample table after embed
-    pool: Datapool | None,   # as read
-) -> int:                    # 0 unless datapool.count_members is set
+    run: PlannedRun,        # run
+    samples: pd.DataFrame,  # sample table after embed
+    pool: Datapool | None,  # as read
+) -> int:                   # 0 unless datapool.count_members is set
     "Members that count for n_samples; a preselected sample that is one counts as preselected, not twice."
     if not run.cfg.datapool.count_members: return 0
     if pool is None: return 0 if (kept := kept_pool(run)) is None else len(kept)
@@ -494,7 +494,7 @@ def count_members(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f1ce31c0
 def select_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Choose."
     cfg, samples, vectors, pool = run.cfg, table_after(run, 'embed'), selection_vectors(run), open_pool(run)
@@ -518,7 +518,7 @@ def select_stage(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #4a90e2f7
 def add_to_pool(
-    run: Run,               # run
+    run: PlannedRun,        # run
     samples: pd.DataFrame,  # sample table after selection
 ) -> dict[str, Any]:        # as in report.json, and notices
     "Add what was selected to the datapool; a second time adds nothing."
@@ -534,7 +534,7 @@ def add_to_pool(
             'notices': change.notices}
 
 def write_curve(
-    run: Run,  # run in which select has finished
+    run: PlannedRun,  # run in which select has finished
 ) -> None:
     "Write the selection curve, or remove an earlier one when there is none."
     told = finished_mark(run, 'select').result['curve']
@@ -544,7 +544,7 @@ def write_curve(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #6c417138
 def deliver_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Write the lists, the tables and the selected images, and add to the datapool last."
     cfg, samples = run.cfg, table_after(run, 'select')
@@ -565,7 +565,7 @@ def deliver_stage(
     return samples, {'notices': said + (pool.pop('notices') if pool else []), 'datapool': pool}
 
 def dump_images(
-    run: Run,               # run
+    run: PlannedRun,        # run
     samples: pd.DataFrame,  # sample table after selection
 ) -> list[str]:             # what a user should know about the images written, in sentences
     "Write the selected images."
@@ -582,21 +582,21 @@ def dump_images(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #c16f3349
 def command(
-    run: Run,   # run
-) -> str:       # shell words
+    run: PlannedRun,  # run
+) -> str:             # shell words
     "The command that repeats a run, or that chose again from one."
     return shlex.join(['lightly-curate', *yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))])
 
 def done_stages(
-    run: Run,      # run
-) -> list[str]:    # in order
+    run: PlannedRun,  # run
+) -> list[str]:       # in order
     "Stages whose results a report tells of."
     return [o for o in STAGES if o != 'report' and (o != 'train' or is_trained(run.cfg))]
 
 def describe_job(
-    run: Run,        # run
-    report_s: float, # seconds the report has taken so far
-) -> dict[str, Any]: # what, when, where, how long
+    run: PlannedRun,  # run
+    report_s: float,  # seconds the report has taken so far
+) -> dict[str, Any]:  # what, when, where, how long
     "Facts about how the result came about."
     marks = [finished_mark(run, o) for o in done_stages(run)]
     seconds = {o.stage: round(o.seconds, 3) for o in marks} | {'report': round(report_s, 3)}
@@ -607,8 +607,8 @@ def describe_job(
             'versions': installed_versions(), 'config': asdict(run.cfg)}
 
 def origin_notice(
-    run: Run,       # run
-) -> list[str]:     # no sentence or one
+    run: PlannedRun,  # run
+) -> list[str]:       # no sentence or one
     "Where the vectors come from when a run was chosen again from another."
     words = yaml.safe_load(run.dir.overrides_yaml.read_text(encoding='utf-8'))
     if words[:1] != ['select']: return []
@@ -616,23 +616,23 @@ def origin_notice(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #35108512
 def stopping_facts(
-    run: Run,              # run in which select has finished
-) -> dict[str, Any]:       # as in report.json
+    run: PlannedRun,  # run in which select has finished
+) -> dict[str, Any]:  # as in report.json
     "What was asked of the selection and what ended it."
     cfg, done = run.cfg, finished_mark(run, 'select').result
     return {'method': cfg.method, 'asked': asdict(cfg.stopping_condition), 'outlier_share': cfg.select.outlier_share,
             'n_samples': done['n_target'], 'ended_by': done['ended_by']}
 
 def training_facts(
-    run: Run,                 # run
-) -> dict[str, Any] | None:   # as `learn.train` tells it, with its own notices; None: not trained
+    run: PlannedRun,         # run
+) -> dict[str, Any] | None:  # as `learn.train` tells it, with its own notices; None: not trained
     "What was trained."
     return finished_mark(run, 'train').result if is_trained(run.cfg) else None
 
 def make_figures(
-    run: Run,                        # run
-    samples: pd.DataFrame,           # sample table after selection
-    curve: SelectionCurve | None,    # None: no curve
+    run: PlannedRun,               # run
+    samples: pd.DataFrame,         # sample table after selection
+    curve: SelectionCurve | None,  # None: no curve
 ) -> tuple[DistanceStats, DistanceStats, tuple[NeighborStats, NeighborStats], Illustrations]:
     "Statistics of the available and of the selected samples, and all figures."
     cfg, vectors, chosen = run.cfg, selection_vectors(run), finished_mark(run, 'select').result
@@ -666,7 +666,7 @@ def make_figures(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #295e4c60
 def report_stage(
-    run: Run,  # run
+    run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Statistics, plots and report.json."
     cfg, samples, begun = run.cfg, table_after(run, 'deliver'), time.perf_counter()
@@ -687,7 +687,7 @@ def report_stage(
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #caee88fe
 def render(
-    run: Run,  # run with report.json and plots
+    run: PlannedRun,  # run with report.json and plots
 ) -> None:
     "Make report.pdf and report.html from report.json and the plots."
     if run.dir.report_pdf.is_file() and run.dir.report_html.is_file(): return
@@ -713,7 +713,7 @@ def stages_to_do(
 
 @contextmanager
 def watched(
-    run: Run,  # run
+    run: PlannedRun,  # run
 ) -> Iterator[None]:
     "Log into the run folder and keep its status file while the block runs."
     run.dir.state.mkdir(parents=True, exist_ok=True)
@@ -722,8 +722,8 @@ def watched(
         yield
 
 def curate(
-    run: Run,          # from `open_run`
-) -> pd.DataFrame:     # sample table after the last stage
+    run: PlannedRun,  # from `open_run`
+) -> pd.DataFrame:    # sample table after the last stage
     "Carry a run out: every stage of its steps that is not done yet."
     todo = stages_to_do(run.cfg)
     with watched(run):

@@ -22,13 +22,13 @@ from ..core.stages import STAGES, check_marks, read_mark
 from ..core.training_keys import check_keys
 
 # %% auto #0
-__all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'Run', 'check_steps', 'write_run', 'create_run', 'open_run', 'cut_words',
+__all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'PlannedRun', 'check_steps', 'write_run', 'create_run', 'open_run', 'cut_words',
            'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'taken_pairs', 'pool_files_of',
            'check_same_source', 'link', 'check_pool', 'recut']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     "A checked configuration and the folder it is carried out in."
     cfg: CurateConfig   # resolved
     dir: RunDir         # its files
@@ -48,11 +48,11 @@ def check_steps(
                                'or give the run_directory of a run in which it has finished'])
 
 def write_run(
-    run_dir: RunDir,            # run folder, may be new
-    cfg: CurateConfig,          # resolved configuration
-    words: Sequence[str],       # words the user gave
-    hydra: str = '{}\n',        # Hydra's own configuration as YAML, from the command line
-) -> Run:                       # with its configuration on disk
+    run_dir: RunDir,       # run folder, may be new
+    cfg: CurateConfig,     # resolved configuration
+    words: Sequence[str],  # words the user gave
+    hydra: str = '{}\n',   # Hydra's own configuration as YAML, from the command line
+) -> PlannedRun:           # with its configuration on disk
     "Make the folder of a run and write down what was asked."
     words_text = ''.join(f'- {json.dumps(o, ensure_ascii=False)}\n' for o in without_token(words)) or '[]\n'
     try:
@@ -63,13 +63,13 @@ def write_run(
     texts = {run_dir.config_yaml: config_yaml(cfg), run_dir.overrides_yaml: words_text, run_dir.hydra_yaml: hydra}
     for path, text in texts.items():
         with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
-    return Run(cfg, run_dir)
+    return PlannedRun(cfg, run_dir)
 
 def create_run(
-    cfg: CurateConfig,          # composed, not yet checked
-    overrides: Sequence[str],   # words the user gave
-    hydra: str = '{}\n',        # Hydra's own configuration as YAML, from the command line
-) -> Run:                       # with its configuration on disk
+    cfg: CurateConfig,         # composed, not yet checked
+    overrides: Sequence[str],  # words the user gave
+    hydra: str = '{}\n',       # Hydra's own configuration as YAML, from the command line
+) -> PlannedRun:               # with its configuration on disk
     "Check a configuration and give it a folder; all faults are raised together."
     faults = check_keys(cfg) + check_paths(cfg)
     if faults: raise ConfigError(faults)
@@ -81,10 +81,10 @@ def create_run(
 
 # %% ../../nbs/80_run/80_start.ipynb #7367dd00
 def open_run(
-    run_dir: str = '',                # folder of a run that exists; the overrides are not looked at then
-    overrides: Sequence[str] = (),    # words such as 'stopping_condition.n_samples=0.3'
-    step: str = '',                   # step that a run which exists must have been made for
-) -> Run:                             # ready to be carried out
+    run_dir: str = '',              # folder of a run that exists; the overrides are not looked at then
+    overrides: Sequence[str] = (),  # words such as 'stopping_condition.n_samples=0.3'
+    step: str = '',                 # step that a run which exists must have been made for
+) -> PlannedRun:                    # ready to be carried out
     "Open a run by its folder, or make a new one from overrides."
     if not run_dir:
         words = [tidy_override(o) for o in without_token(overrides)]
@@ -97,7 +97,7 @@ def open_run(
         raise InputError(f'run_dir is {run_dir!r}, whose steps are {", ".join(cfg.steps)}; '
                          f'leave run_dir out and give its input_dir, output_dir and run_directory, '
                          f'to go on with {step}')
-    return Run(cfg, files)
+    return PlannedRun(cfg, files)
 
 # %% ../../nbs/80_run/80_start.ipynb #14cb132f
 SHORT = ('n_samples', 'min_distance', 'coverage_distance')  # may be typed without stopping_condition.
@@ -176,8 +176,8 @@ def place_of(
 
 # %% ../../nbs/80_run/80_start.ipynb #bfca6c5b
 def embedded_run(
-    run_dir: str,      # folder of a run
-) -> Run:              # as it was carried out, with the whole path of its images
+    run_dir: str,  # folder of a run
+) -> PlannedRun:   # as it was carried out, with the whole path of its images
     "A run whose vectors can be chosen from again; anything else is refused."
     files = RunDir(Path(run_dir).absolute())
     if not (files.config_yaml.is_file() and files.state.is_dir()):
@@ -189,7 +189,7 @@ def embedded_run(
     if mark is None or scanned is None or lost:
         raise InputError(f'the run {run_dir!r} has not finished embed ({", ".join(lost)} missing); '
                          'go on with that run first, by its own command')
-    return Run(replace(cfg, input_dir=scanned.given['input_dir']), files)
+    return PlannedRun(replace(cfg, input_dir=scanned.given['input_dir']), files)
 
 def taken_over(
     run_dir: RunDir,   # a run
@@ -201,8 +201,8 @@ def taken_over(
     return [*tables, run_dir.state_embeddings, run_dir.state_rows, run_dir.embeddings_csv, *marks]
 
 def taken_pairs(
-    old: Run,          # to choose from
-    files: RunDir,     # folder of the new choice
+    old: PlannedRun,               # to choose from
+    files: RunDir,                 # folder of the new choice
 ) -> Iterator[tuple[Path, Path]]:  # file, its place there
     "What is taken over, and where to."
     trained = old.cfg.enable_training
@@ -216,8 +216,8 @@ def pool_files_of(
 
 # %% ../../nbs/80_run/80_start.ipynb #ced106be
 def check_same_source(
-    old: Run,          # to choose from
-    files: RunDir,     # folder of the new choice, may be new
+    old: PlannedRun,  # to choose from
+    files: RunDir,    # folder of the new choice, may be new
 ) -> None:
     "Refuse to go on in a folder whose vectors come from an earlier run of the same name."
     for source, target in taken_pairs(old, files):
@@ -240,8 +240,8 @@ def link(
 
 # %% ../../nbs/80_run/80_start.ipynb #2c6942e4
 def check_pool(
-    old: Run,            # that chose against a datapool
-    cfg: CurateConfig,   # of the new choice
+    old: PlannedRun,    # that chose against a datapool
+    cfg: CurateConfig,  # of the new choice
 ) -> None:
     "Refuse a new choice that could not be made against the pool as the old run saw it."
     if not all(o.is_file() for o in pool_files_of(old.dir)):
@@ -253,9 +253,9 @@ def check_pool(
 
 # %% ../../nbs/80_run/80_start.ipynb #0fb96043
 def recut(
-    run_dir: str,                     # folder of a run in which embed has finished
-    overrides: Sequence[str] = (),    # words such as 'n_samples=500', 'method=typical'
-) -> Run:                             # new run, ready to be carried out; its vectors are those of `run_dir`
+    run_dir: str,                   # folder of a run in which embed has finished
+    overrides: Sequence[str] = (),  # words such as 'n_samples=500', 'method=typical'
+) -> PlannedRun:                    # new run, ready to be carried out; its vectors are those of `run_dir`
     "Choose again from the vectors of a finished run, in a new folder."
     old, words = embedded_run(run_dir), cut_words(overrides)
     output_dir, name = place_of(old.dir.root, old.cfg.run_directory)
