@@ -59,8 +59,8 @@ DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/
 data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
 filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
 explore.html report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
-plots/selection_curve.png plots/scatter_pca.png
-plots/scatter_pca_no_overlay.png""".split()
+plots/selection_curve.png plots/scatter_pca.png plots/counts.png plots/distance_distr.png plots/contact_sheet.png plots/duplicate_groups.png
+plots/scatter_pca_no_overlay.png plots/scatter_pca_pictures.png plots/scatter_umap_k_15_pictures.png""".split()
 DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in ('', '_no_overlay')]
 
 
@@ -71,6 +71,12 @@ def test_tree_is_the_documented_one(run):
     found = {o.relative_to(run.root).as_posix() for o in run.root.rglob('*') if o.is_file()}
     found = {o for o in found if not o.startswith(('.lightly_curate/', 'data/sampled/'))}
     assert found == {*DOCUMENTED, *pairs}
+
+
+def test_report_keeps_the_standards(run):
+    "PDF/A-3a and PDF/UA-1: to be read in thirty years, and aloud."
+    pdf = run.report_pdf.read_bytes()
+    assert b'pdfaid:part>3<' in pdf and b'pdfuaid:part>1<' in pdf
 
 
 def test_counts_agree_in_all_files(run, sample_folder):

@@ -20,7 +20,7 @@ def papermill(root: Path, job: str, cwd: Path, **parameters) -> subprocess.Compl
                           capture_output=True, text=True, cwd=cwd)
 
 
-@pytest.mark.parametrize('job', ['curate', 'train', 'embed', 'select', 'report'])
+@pytest.mark.parametrize('job', ['curate', 'train', 'embed', 'select', 'report', 'compare'])
 def test_papermill_sees_every_parameter(root, job):
     "It overlooks a line with a second equal sign, also in the comment, and then nobody can set that parameter."
     from papermill import inspect_notebook

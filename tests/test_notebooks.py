@@ -10,6 +10,7 @@ import check_sync
 import make_docs
 import make_outputs
 import make_readme
+import nbformat
 import pytest
 import yaml
 from notebooks import read_notebooks
@@ -184,6 +185,15 @@ def test_broken_links_in_the_docs_are_found(tmp_path):
     assert [o.split(': ')[1] for o in make_docs.broken_links(tmp_path)] == ['no heading #here', 'b.html does not exist']
 
 
+def test_a_page_has_its_whole_lead_and_headings_as_github_has_them():
+    lead = nbformat.v4.new_raw_cell('---\ndescription: the first line and\n  the second\ntitle: A page\n---\n')
+    nb = nbformat.v4.new_notebook(cells=[lead, nbformat.v4.new_markdown_cell('## Which method\n\n[there](other.ipynb#a-heading)')])
+    html = make_docs.page(nb, {Path('guide/a.html'): 'A page', Path('core/b.html'): 'b'}, Path('guide/a.ipynb'))
+    assert 'the first line and the second' in html
+    assert '<h2 id="which-method">' in html and 'href="other.html#a-heading"' in html
+    assert '<a class="here" href="../guide/a.html">A page</a>' in html and '<a href="../core/b.html">b</a>' in html
+
+
 def test_outputs_are_steady():
     shown = {'output_type': 'execute_result', 'metadata': {}, 'data': {'text/plain': ['<A at 0x7f00aa>']}}
     assert make_outputs.steady(shown)['data']['text/plain'] == ['<A>']
@@ -198,6 +208,7 @@ def test_sidebar_lists_every_notebook(root):
     there = {str(o.name) for o in read_notebooks(root)}
     assert len(listed) == len(set(listed))
     assert (there - set(listed), set(listed) - there) == (set(), set()), 'missing in and too many in _quarto.yml'
+    assert sidebar[1]['section'] == 'guide', 'what a reader needs first comes first'
 
 
 def test_tools_are_small(root):

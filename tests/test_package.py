@@ -67,7 +67,7 @@ def test_wheel(root, tmp_path):
     with ZipFile(wheel) as z: names = z.namelist()
     assert wheel.stat().st_size < 12e6, 'the built-in weights are to stay under 10 MB'
     assert 'lightly_curate/py.typed' in names
-    assert {f'lightly_curate/jobs/{o}.ipynb' for o in ('curate', 'embed', 'select', 'report')} <= set(names)
+    assert {f'lightly_curate/jobs/{o}.ipynb' for o in ('curate', 'embed', 'select', 'report', 'compare')} <= set(names)
     assert [o for o in names if o.startswith('lightly_curate/learn/weights/')]
     assert {f'lightly_curate/report/assets/explore.{o}' for o in ('html', 'css', 'js')} <= set(names)
     modules = {str(o.relative_to(root)) for o in (root/'lightly_curate').rglob('*.py') if '__pycache__' not in o.parts}

@@ -22,6 +22,7 @@ DATA = Path(os.environ.get('LIGHTLY_CURATE_SHARED_DATA', ROOT.parent/'shared'/'d
 # tutorial -> its runs, each the parameters that differ from the notebook's own; DATA/ stands for the real images.
 # A tutorial that is not named here runs once, as it is, with data_dir=DATA/ if it has a parameter of that name.
 RUNS: dict[str, list[dict]] = {
+    'exploring_a_run': [{}, {'input_dir': 'DATA/camvid', 'n_samples': .1}, {'input_dir': 'DATA/videos', 'n_samples': .05}],
     'inspect_embeddings': [{}, {'input_dir': 'DATA/labelled'}, {'input_dir': 'DATA/camvid'}],
     'train_on_embeddings': [{'collections': ['digits'], 'n_splits': 4},
                             {'data_dir': 'DATA/labelled', 'collections': ['caltech101', 'clothing'], 'n_splits': 4}],

@@ -212,6 +212,9 @@ HELP = '''Choose the few images worth labelling.
 lightly-curate key=value ...     e.g. lightly-curate input_dir=photos output_dir=out stopping_condition.n_samples=0.3
 lightly-curate select RUN ...    choose again from the vectors of a finished run, into a new run folder,
                                  e.g. lightly-curate select out/2026-03-01/09-30-00 n_samples=500
+lightly-curate report RUN        make report.pdf and report.html of a run again, from its report.json and plots/ alone
+lightly-curate compare RUN RUN   what changed between two runs (input, settings, selection, what it covers): as text, and as
+                                 compare.json and compare.pdf in a new folder beside the first run, or in output_dir=FOLDER
 
 Keys, their defaults and what they mean; a new key below lightly needs a + in front, \
 as in +lightly.optimizer.momentum=0.9:

@@ -4,42 +4,34 @@
 
 # %% ../../nbs/70_report/76_page.ipynb #4c544dc8
 from __future__ import annotations
-import re
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 import numpy as np
 import pandas as pd
-from PIL import Image
 from ..core.config import is_acting, leaves
 from ..core.errors import ReportError
 from ..core.rundir import RunDir
 from ..learn.collapse import read_spread
-from .plots import PARTS, plot_counts, png, side_by_side
-from .report import Report, doubt_training
+from .elements import boxed, cards, escaped, fenced, figure, table
+from .plots import PARTS
+from .report import Report
 from .words import SAMPLES, Words, in_words, words_for
 
 # %% auto #0
-__all__ = ['MARKUP', 'NOT_AVAILABLE', 'RARE', 'REASONS', 'FOLDERS', 'PAIRS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED',
-           'KEPT_OUT', 'escaped', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'counted',
-           'listing', 'not_available', 'summary', 'ending', 'table', 'key_numbers', 'rare_numbers', 'shown',
-           'looked_at', 'distance_table', 'listed', 'explain_cleaning', 'corrupt_files', 'duplicate_groups',
-           'folder_part', 'digits', 'estimate', 'savings_table', 'stage_table', 'origin_table', 'typed', 'config_table',
-           'fenced', 'boxed', 'please_note', 'noticed', 'counts_bar', 'picture', 'wide_picture', 'pair_pictures',
-           'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate', 'few_points',
-           'budget_table', 'about_sampling', 'how_many', 'about_training', 'about_loss', 'warned', 'spread_table',
-           'about_spread', 'training_table', 'training_part', 'about_pool', 'datapool_part', 'check_report']
+__all__ = ['NOT_AVAILABLE', 'RARE', 'PAIR_STATS', 'NEAR_STATS', 'REASONS', 'N_LINES', 'N_NAMES', 'N_FOLDERS', 'FOLDERS',
+           'BOTTLENECKS', 'ALL_WELL', 'PAIRS', 'N_PAIRS', 'SCATTER', 'MAPS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED',
+           'KEPT_OUT', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'counted', 'listing',
+           'not_available', 'summary', 'ending', 'digits', 'estimate', 'saved_at_least', 'key_numbers', 'rare_numbers',
+           'shown', 'distance_table', 'distance_tables', 'figure_of', 'listed', 'explain_cleaning', 'corrupt_reasons',
+           'corrupt_files', 'duplicate_groups', 'folder_part', 'savings_table', 'stage_table', 'about_bottleneck',
+           'origin_table', 'typed', 'config_table', 'please_note', 'warnings_box', 'noticed', 'pair_lines',
+           'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate',
+           'few_points', 'budget_table', 'about_sampling', 'how_many', 'about_training', 'about_loss', 'warned',
+           'spread_table', 'about_spread', 'training_table', 'training_part', 'about_pool', 'datapool_part',
+           'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
-MARKUP = r'[\\`*_{}\[\]<>#$~|]'  # characters that markdown may take for markup; a name may hold any
-
-def escaped(
-    text: str,  # any text
-) -> str:       # markdown that shows it
-    "Text without its meaning as markup."
-    return re.sub(MARKUP, r'\\\g<0>', text)
-
 def called(
     report: Report,  # what is in report.json
 ) -> Words:          # one of IMAGES, FRAMES, SAMPLES
@@ -117,7 +109,8 @@ def summary(
     "The run in words."
     counts, share, parts = sample_counts(report), report['shares']['sampled'], report['sources']
     of = f' ({share:.0%} of those available)' if share is not None else ''
-    text = f'Of {counted(counts["input"], called(report).one)}, **{counts["sampled"]:,} were selected**{of} ' \
+    verb = 'was' if counts['sampled'] == 1 else 'were'
+    text = f'Of {counted(counts["input"], called(report).one)}, **{counts["sampled"]:,} {verb} selected**{of} ' \
            f'and {counts["removed"]:,} removed.'
     if called(report) is SAMPLES:
         text = f'There are {counted(parts["images"]["input"], "image")} and {counted(parts["frames"]["input"], "frame")} ' \
@@ -147,32 +140,48 @@ def ending(
         text += f' No removed image is further than {stopping["covering_distance"]:.4f} from a selected one.'
     return said(text, report)
 
+# %% ../../nbs/70_report/76_page.ipynb #eafad978
+def digits(
+    x: float,  # any
+) -> str:      # '0.0000308', '1,230', '0'
+    "A number with three significant digits and no exponent."
+    if abs(x) >= 1000: return f'{float(f"{x:.3g}"):,.0f}'
+    return np.format_float_positional(x, precision=3, fractional=False, trim='-')
+
+def estimate(
+    x: float,  # any
+) -> str:      # '0.00031', '1,200', '0'
+    "A number with the two significant digits that an estimate has."
+    return digits(float(f'{x:.2g}'))
+
 # %% ../../nbs/70_report/76_page.ipynb #a23533d5
-def table(
-    rows: pd.DataFrame,  # of text, one line of the table each
-) -> Any:                # IPython HTML
-    "A data frame as a table of the page, nothing shortened."
-    from IPython.display import HTML
-    with pd.option_context('display.max_colwidth', None):
-        return HTML(rows.to_html(index=False, border=0, na_rep='–', max_rows=None))
+def saved_at_least(
+    report: Report,      # what is in report.json
+) -> tuple[str, str]:    # '77 USD', 'for labelling, by task up to 1,500 USD'
+    "The savings by the cheapest task, and by the dearest."
+    usd = [o['usd'] for o in report['savings']]
+    if not usd or max(usd) == 0: return '–', said('no image was removed', report)
+    return f'{estimate(min(usd))} USD', f'for labelling; up to {estimate(max(usd))} USD by task'
 
 def key_numbers(
     report: Report,   # what is in report.json
-) -> pd.DataFrame:    # one line
+) -> list[tuple[str, str, str]]:  # name, value, a line about it
     "The strip of numbers at the top."
-    counts = sample_counts(report)
-    names = {said('Images found', report): 'input', said('Unreadable', report): 'corrupt', 'Exact copies': 'duplicate',
-             'Available': 'available', 'Selected': 'sampled', 'Removed': 'removed'}
-    told = {k: f'{counts[v]:,}' for k, v in names.items()}
-    return pd.DataFrame([{**told, 'Time of all stages': spoken(report['job']['duration_s'])}])
+    counts, share, covering = sample_counts(report), report['shares']['sampled'], report['stopping']['covering_distance']
+    return [(said('Images found', report), f'{counts["input"]:,}', f'{counts["available"]:,} available'),
+            (said('Unreadable', report), f'{counts["corrupt"]:,}', ''),
+            ('Exact copies', f'{counts["duplicate"]:,}', ''),
+            ('Selected', f'{counts["sampled"]:,}', '' if share is None else f'{share:.0%} of those available'),
+            ('Covering distance', shown(covering), said('to the image served worst', report)),
+            ('Estimated savings', *saved_at_least(report))]
 
 def rare_numbers(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display: a second strip, or nothing
     "Numbers of the kinds that only some runs have."
     names = {**{PARTS[o][0].capitalize(): o for o in RARE}, 'Selected before this run': 'preselected'}
-    told = {k: f'{report["counts"][v]:,}' for k, v in names.items() if report['counts'][v]}
-    return [table(pd.DataFrame([told]))] if told else []
+    told = [(k, f'{report["counts"][v]:,}', '') for k, v in names.items() if report['counts'][v]]
+    return [cards(told)] if told else []
 
 def shown(
     distance: float | None,  # None: not known
@@ -180,27 +189,40 @@ def shown(
     "A distance in a table."
     return '–' if distance is None else f'{distance:.4f}'
 
-def looked_at(
-    part: Report,  # as in `DISTANCES`
-) -> str:          # '67,161', '10,000,000 of 12,497,500,000'
-    "How many pairs the statistics come from."
-    return f'{part["n_pairs"]:,}' + ('' if part['exact'] else f' of {part["n_pairs_total"]:,}')
+PAIR_STATS = {'Mean': 'mean', 'Smallest': 'min', '10th percentile': 'p10', '90th percentile': 'p90', 'Largest': 'max'}
+NEAR_STATS = {'Smallest': 'min', '1st percentile': 'p1', '10th percentile': 'p10', 'Median': 'median', 'Largest': 'max'}
 
 def distance_table(
-    report: Report,   # what is in report.json
-) -> pd.DataFrame:    # a line for each statistic, before and after; only before if nothing was removed
+    report: Report,         # what is in report.json
+    near: bool = False,     # of each image to the nearest other, else of all pairs
+) -> pd.DataFrame:          # a line before, a line after; only before if nothing was removed
     "Statistics of the distances before and after."
-    pairs, near = report['distances'], report['neighbors']
-    parts = ('before', 'after')
-    names = {'Mean': 'mean', 'Smallest': 'min', '10th percentile': 'p10', '90th percentile': 'p90', 'Largest': 'max'}
-    rows = [(said('Images', report), [f'{pairs[o]["n_samples"]:,}' for o in parts])]
-    rows += [(name, [shown(pairs[o][key]) for o in parts]) for name, key in names.items()]
-    rows += [('Pairs looked at', [looked_at(pairs[o]) for o in parts])]
-    if near is not None:
-        told = {'smallest': 'min', '1st percentile': 'p1', 'median': 'median', 'largest': 'max'}
-        rows += [(f'To the nearest other: {name}', [shown(near[o][key]) for o in parts]) for name, key in told.items()]
-    table = pd.DataFrame([{'': name, 'Before': before, 'After': after} for name, (before, after) in rows])
-    return table if report['counts']['removed'] else table.drop(columns='After')
+    told, names = (report['neighbors'], NEAR_STATS) if near else (report['distances'], PAIR_STATS)
+    first, rows = said('To the nearest other image' if near else 'Of all pairs of images', report), []
+    for part in ('before', 'after')[:1 + bool(report['counts']['removed'])]:
+        stats = told[part]
+        n = {'Looked at': f'{stats["n_rows"]:,}'} if near else {'Pairs looked at': f'{stats["n_pairs"]:,}'}
+        rows.append({first: part.capitalize(), said('Images', report): f'{stats["n_samples"]:,}',
+                     **{name: shown(stats[key]) for name, key in names.items()}, **n})
+    return pd.DataFrame(rows)
+
+def distance_tables(
+    report: Report,   # what is in report.json
+) -> list[Any]:       # IPython HTML: one table, or two where the nearest neighbours are known
+    "All statistics of distances."
+    return [table(distance_table(report, near)) for near in (False, True) if not near or report['neighbors'] is not None]
+
+# %% ../../nbs/70_report/76_page.ipynb #ec6416e4
+def figure_of(
+    report: Report,    # what is in report.json
+    run_dir: RunDir,   # run
+    *names: str,       # of plots, without suffix; those that this run does not have are left out
+    caption: str | None = None,  # below them, plain text; None: their own, '': none
+) -> list[Any]:        # IPython HTML, or nothing
+    "A figure of some plots of the run side by side."
+    plots = {o['name']: o for o in report['plots']}
+    found = [plots[o] for o in names if o in plots]
+    return [figure(run_dir.root, found, caption)] if found else []
 
 # %% ../../nbs/70_report/76_page.ipynb #81f22df7
 def listed(
@@ -234,41 +256,58 @@ def explain_cleaning(
     if found: found.append('The column `reason` of `data/samples.parquet` tells it for each.')
     return said(' '.join([text, *found]), report)
 
+# %% ../../nbs/70_report/76_page.ipynb #6d1d201c
+N_LINES = 15  # of a list on the page; report.json and the files in filenames/ have more
+
+def corrupt_reasons(
+    report: Report,   # what is in report.json
+) -> list[Any]:       # IPython objects to display: a table when there are more files than lines, else nothing
+    "How often each reason was found."
+    if report['corrupt']['n'] <= N_LINES: return []
+    return [table(pd.DataFrame([{'Reason': o['reason'], 'Files': f'{o["n"]:,}'} for o in report['corrupt']['reasons']]))]
+
 def corrupt_files(
     report: Report,   # what is in report.json
 ) -> list[Any]:       # IPython objects to display
     "Files that could not be read, with the reason."
     from IPython.display import Markdown
-    rows = [{'File': o['filename'], 'Reason': o['reason']} for o in report['corrupt']['shown']]
+    rows = [{'File': o['filename'], 'Reason': o['reason']} for o in report['corrupt']['shown'][:N_LINES]]
     if rows and called(report).one == 'frame' and report['videos'] is not None:
         return [Markdown('The damaged frames are in the section Videos.')]
     given = report['job']['source'] == 'embeddings'
     none = {'image': 'Every file could be read.', 'frame': 'No frame looks damaged.',
             'sample': 'Every image could be read, and no frame looks damaged.'}[called(report).one]
     if given: none = said('Embeddings were given, so no image was read to find out.', report)
-    return listed(rows, report['corrupt']['n'], none,
-                  'All are in `filenames/corrupt_filenames.txt`.')
+    return [*corrupt_reasons(report), *listed(rows, report['corrupt']['n'], none, 'All are in `filenames/corrupt_filenames.txt`.')]
 
 # %% ../../nbs/70_report/76_page.ipynb #189d450a
+N_NAMES = 4  # of the copies of one image on the page
+
 def duplicate_groups(
     report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
 ) -> list[Any]:       # IPython objects to display
-    "Exact copies by the image that is kept."
+    "Exact copies by the image that is kept, largest groups first, with pictures of some."
     rows = []
-    for group in report['duplicates']['shown']:
-        more = group['n_copies'] - len(group['copies'])
-        names = '; '.join(group['copies']) + (f'; and {more:,} more' if more else '')
+    for group in report['duplicates']['shown'][:N_LINES]:
+        more = group['n_copies'] - len(group['copies'][:N_NAMES])
+        names = '; '.join(group['copies'][:N_NAMES]) + (f'; and {more:,} more' if more else '')
         rows.append({'Kept': group['kept'], 'Copies': f'{group["n_copies"]:,}', 'Their names': names})
     none = said('No image is an exact copy of another.', report)
     if report['job']['source'] == 'embeddings': none = 'No two samples have the same vector.'
     if report['job']['config'].get('remove_exact_duplicates') is False: none = 'Exact copies were not looked for.'
-    return listed(rows, report['duplicates']['n_groups'], none, 'All are in `filenames/duplicate_filenames.txt`.')
+    return [*figure_of(report, run_dir, 'duplicate_groups'),
+            *listed(rows, report['duplicates']['n_groups'], none, 'All are in `filenames/duplicate_filenames.txt`.')]
 
-FOLDERS = {'image': '## Folders\n\nThe first folder of a file name serves as a weak label. A folder of which few images are '
-                    'selected holds many that are alike.',
-           'frame': '## Frames by video\n\nA video of which few frames are selected holds many that are alike.',
+# %% ../../nbs/70_report/76_page.ipynb #54a53975
+N_FOLDERS = 25  # on the page
+FOLDERS = {'image': '## Folders\n\nThe first folder of a file name serves as a weak label. A folder of which a small part is '
+                    'selected holds many images that are alike; the bars compare these parts, the greatest has the longest.',
+           'frame': '## Frames by video\n\nA video of which a small part is selected holds many frames that are alike; the bars '
+                    'compare these parts, the greatest has the longest.',
            'sample': '## Folders and videos\n\nThe first folder of the name of an image serves as a weak label, and so does '
-                     'the video of a frame. A folder or video of which few are selected holds many that are alike.'}
+                     'the video of a frame. A folder or video of which a small part is selected holds many that are alike; the '
+                     'bars compare these parts, the greatest has the longest.'}
 
 def folder_part(
     report: Report,   # what is in report.json
@@ -277,24 +316,13 @@ def folder_part(
     from IPython.display import Markdown
     words = called(report)
     if words.one == 'frame' and report['videos'] is not None: return []
+    shares = [o['sampled']/o['available'] if o['available'] else None for o in report['folders']['shown'][:N_FOLDERS]]
+    most = max((o for o in shares if o), default=1.)
     rows = [{words.group.capitalize(): o['name'], 'Found': f'{o["input"]:,}', 'Available': f'{o["available"]:,}',
-             'Selected': f'{o["sampled"]:,}'} for o in report['folders']['shown']]
+             'Selected': f'{o["sampled"]:,}', 'Share of the available': None if share is None else share/most}
+            for o, share in zip(report['folders']['shown'], shares, strict=False)]
     return [Markdown(FOLDERS[words.one]), *listed(rows, report['folders']['n'], 'There are no folders.',
-                                                  'The column `label` of `data/samples.parquet` has all.')]
-
-# %% ../../nbs/70_report/76_page.ipynb #eafad978
-def digits(
-    x: float,  # any
-) -> str:      # '0.0000308', '1,230', '0'
-    "A number with three significant digits and no exponent."
-    if abs(x) >= 1000: return f'{float(f"{x:.3g}"):,.0f}'
-    return np.format_float_positional(x, precision=3, fractional=False, trim='-')
-
-def estimate(
-    x: float,  # any
-) -> str:      # '0.00031', '1,200', '0'
-    "A number with the two significant digits that an estimate has."
-    return digits(float(f'{x:.2g}'))
+                                                  'They are those with the most; the column `label` of `data/samples.parquet` has all.')]
 
 # %% ../../nbs/70_report/76_page.ipynb #e0b92107
 def savings_table(
@@ -311,9 +339,32 @@ def stage_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each stage, and the whole
     "Where the time went."
-    rows = [{'Stage': k, 'Time': spoken(v)} for k, v in report['job']['seconds'].items()]
-    return pd.DataFrame([*rows, {'Stage': 'all stages', 'Time': spoken(report['job']['duration_s'])}])
+    whole = report['job']['duration_s']
+    rows = [{'Stage': k, 'Time': spoken(v), 'Share': v/whole if whole else None} for k, v in report['job']['seconds'].items()]
+    return pd.DataFrame([*rows, {'Stage': 'all stages', 'Time': spoken(whole), 'Share': 1.}])
 
+BOTTLENECKS = {
+    'scan': 'It lists the files: a disk nearer to the machine helps.',
+    'clean': 'It reads and decodes every file once: a disk nearer to the machine and more processor cores help.',
+    'train': 'It is optional: `enable_training=False` embeds with weights that were not changed; a GPU trains many times faster.',
+    'embed': 'A GPU helps, and so does a smaller backbone or `lightly.collate.input_size`; where it waits for the files, '
+             'more processor cores do.',
+    'select': 'Its time grows with the images times those selected.',
+    'deliver': 'It writes the lists and, where `dump_dataset` is set, the files.',
+    'report': 'Most of that is drawing the maps and the pictures; it hardly grows with the number of images. '
+              'Without the step `report` the lists are written all the same.'}
+
+def about_bottleneck(
+    report: Report,  # what is in report.json
+) -> str:            # markdown
+    "What took most of the time, and what would make it shorter."
+    most = report['job']['bottleneck']
+    text = f'Most of the time went into **{most["stage"]}**: {spoken(most["seconds"])} of {spoken(report["job"]["duration_s"])} ' \
+           f'({most["share"]:.0%}). {BOTTLENECKS[most["stage"]]} The start of the program and the typesetting of this page are ' \
+           'not in the table.'
+    return said(text, report)
+
+# %% ../../nbs/70_report/76_page.ipynb #c65f3ed4
 def origin_table(
     report: Report,   # what is in report.json
 ) -> pd.DataFrame:    # a line for each fact
@@ -337,27 +388,19 @@ def typed(
 
 def config_table(
     report: Report,   # what is in report.json
-) -> pd.DataFrame:    # a line for each key
+) -> pd.DataFrame:    # keys and values, twice in a row
     "The configuration of the run."
     config = report['job']['config']
     trained = bool(config.get('enable_training')) or report['training'] is not None
     shown = {k: v for k, v in leaves(config) if not k.startswith('lightly.') or is_acting(k, trained)}
-    return pd.DataFrame({'Key': list(shown), 'Value': [typed(o) for o in shown.values()]})
+    lines = [(k, typed(v)) for k, v in shown.items()]
+    half = (len(lines) + 1)//2
+    right = lines[half:] + [('', '')]*(2*half - len(lines))
+    return pd.DataFrame([(*a, *b) for a, b in zip(lines[:half], right, strict=True)], columns=['Key', 'Value', 'Key ', 'Value '])
 
 # %% ../../nbs/70_report/76_page.ipynb #9e897604
-def fenced(
-    text: str,  # any text
-) -> str:       # markdown
-    "Text as a block of code."
-    longest = max((len(o) for o in re.findall('`+', text)), default=0)
-    fence = '`'*max(3, longest + 1)
-    return f'{fence}text\n{text}\n{fence}'
-
-def boxed(
-    text: str,  # markdown
-) -> str:       # markdown: a box in the colour of a warning
-    "Text as a warning."
-    return '\n'.join(f'> {o}'.rstrip() for o in text.split('\n'))
+ALL_WELL = '**Nothing looks wrong.** Looked at were how many were selected of those asked for, copies, unreadable images, ' \
+    'the training if there was one, and whether the embeddings tell the images apart.'
 
 def please_note(
     sentences: Sequence[str],  # any text
@@ -367,99 +410,75 @@ def please_note(
     lines = [f'* {escaped(o)}' for o in sentences]
     return [Markdown('**Please note**\n\n' + '\n'.join(lines))] if lines else []
 
+def warnings_box(
+    report: Report,  # what is in report.json
+) -> Any:            # IPython markdown
+    "What looks wrong, in a box, or that nothing does."
+    from IPython.display import Markdown
+    if not report['warnings']: return Markdown(said(ALL_WELL, report))
+    lines = [f'* {escaped(o)}' for o in report['warnings']]
+    return Markdown(boxed('**Before you rely on this report**\n\n' + '\n'.join(lines)))
+
 def noticed(
     report: Report,  # what is in report.json
 ) -> list[Any]:      # IPython objects to display, empty without notices
-    "What the reader should know: what makes the report doubtful in a box, the rest as a list."
-    from IPython.display import Markdown
-    is_told, doubts = report['stopping']['ended_by'] == 'none', doubt_training(report['training'], called(report))
-    rest = [o for o in report['notices'] if o not in doubts and not (is_told and 'stopping condition' in o)]  # by `ending`
-    return [*(Markdown(boxed(escaped(o))) for o in doubts), *please_note(rest)]
-
-# %% ../../nbs/70_report/76_page.ipynb #5c7f87c4
-def counts_bar(
-    report: Report,  # what is in report.json
-) -> Any:            # IPython image with alternative text
-    "Where the images went, as one bar."
-    from IPython.display import Image as Shown
-    counts = sample_counts(report)
-    alt = f'Bar: of {counts["input"]:,} {called(report).many} {counts["sampled"]:,} were selected, {counts["removed"]:,} removed, ' \
-          f'{counts["duplicate"]:,} are exact copies and {counts["corrupt"]:,} {called(report).bad}' \
-          + ''.join(f', {counts[k]:,} {NOT_AVAILABLE[k]}' for k in RARE if counts[k]) + '.'
-    return Shown(png(plot_counts(counts, called(report))), format='png', alt=alt)
+    "What the reader should know, as a list."
+    is_told = report['stopping']['ended_by'] == 'none'
+    return please_note([o for o in report['notices'] if not (is_told and 'stopping condition' in o)])  # by `ending`
 
 # %% ../../nbs/70_report/76_page.ipynb #b51fd0d0
-def picture(
-    report: Report,     # what is in report.json
-    run_dir: RunDir,    # run
-    names: Sequence[str], # one or two plots, without suffix
-) -> Any:               # IPython image with alternative text
-    "One or two plots of the run in a row."
-    from IPython.display import Image as Shown
-    plots = {o['name']: o for o in report['plots']}
-    found = [plots[o] for o in names]
-    pictures = [Image.open(run_dir.root/o['file']) for o in found]
-    buffer = BytesIO()
-    side_by_side(pictures[0], pictures[1] if len(pictures) == 2 else None).save(buffer, format='PNG')
-    return Shown(buffer.getvalue(), format='png', alt=' '.join(f'{o["title"]}: {o["caption"]}' for o in found))
-
-def wide_picture(
-    report: Report,   # what is in report.json
-    run_dir: RunDir,  # run
-    name: str,        # of a plot as wide as the page, without suffix
-) -> Any:             # IPython image with alternative text
-    "A plot of the run that fills a row."
-    from IPython.display import Image as Shown
-    plot = next(o for o in report['plots'] if o['name'] == name)
-    data = (run_dir.root/plot['file']).read_bytes()
-    return Shown(data, format='png', alt=f'{plot["title"]}: {plot["caption"]}')
-
 PAIRS = 'Each pair shows a selected image beside a removed one that it stands for: of all selected images it is the ' \
     'nearest to the removed one, and of all that it stands for the removed one is the nearest. *If the pairs are very ' \
     'alike*, more can be removed at little loss. *If they are very different*, too much was removed: ask for more ' \
     'images with `stopping_condition.n_samples`, or for a smaller `stopping_condition.min_distance`.'
+N_PAIRS = 12  # with pictures on the page; the others are in `plots/`
+
+def pair_lines(
+    examples: Sequence[Report],  # as in `EXAMPLE`
+) -> list[Any]:                  # IPython objects to display: a table, or nothing
+    "Pairs in words."
+    rows = [{'Selected': o['retained'], 'Removed': o['removed'], 'Distance': f'{o["distance"]:.4f}'} for o in examples]
+    return [table(pd.DataFrame(rows))] if rows else []
 
 def pair_pictures(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
 ) -> list[Any]:       # IPython objects to display
-    "All pairs that have a picture, two in a row; the others as a table; before them how to read them."
+    "The pairs that have a picture, two in a row; the others as a table; before them how to read them."
     from IPython.display import Markdown
     if report['counts']['removed'] == 0: return [Markdown(said('No image was removed.', report))]
     if not report['examples']: return [Markdown('No pairs were asked for (`n_example_images=0`).')]
-    names = [Path(o['plot']).stem for o in report['examples'] if o['plot']]
-    rows = [picture(report, run_dir, names[i:i + 2]) for i in range(0, len(names), 2)]
-    bare = [{'Selected': o['retained'], 'Removed': o['removed'], 'Distance': f'{o["distance"]:.4f}'}
-            for o in report['examples'] if not o['plot']]
-    if bare: rows.append(table(pd.DataFrame(bare)))
-    return [Markdown(said(PAIRS, report)), *rows]
+    names = [PurePosixPath(o['plot']).stem for o in report['examples'] if o['plot']]
+    rows = [o for i in range(0, min(len(names), N_PAIRS), 2) for o in figure_of(report, run_dir, *names[i:min(i + 2, N_PAIRS)], caption='')]
+    if len(names) > N_PAIRS: rows.append(Markdown(f'The first {N_PAIRS} of {len(names):,} pairs are shown; all are in `plots/`.'))
+    return [Markdown(said(PAIRS, report)), *rows, *pair_lines([o for o in report['examples'] if not o['plot']][:N_LINES])]
 
 # %% ../../nbs/70_report/76_page.ipynb #0d13ac8b
 def histograms(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
-) -> list[Any]:       # IPython images with alternative text
-    "The histograms before and after, or the one if nothing was removed; the curves of the nearest neighbours."
-    names = ['distance_distr_before', 'distance_distr_after']
-    rows = [picture(report, run_dir, names if report['counts']['removed'] else names[:1])]
-    if any(o['name'] == 'nearest_distr' for o in report['plots']):
-        rows.append(wide_picture(report, run_dir, 'nearest_distr'))
-    return rows
+) -> list[Any]:       # IPython HTML
+    "The histograms before and after on one axis, or the one if nothing was removed; the curves of the nearest neighbours."
+    name = 'distance_distr' if report['counts']['removed'] else 'distance_distr_before'
+    return [*figure_of(report, run_dir, name), *figure_of(report, run_dir, 'nearest_distr')]
+
+SCATTER = ('scatter_pca', 'scatter_umap_k_5', 'scatter_umap_k_15', 'scatter_umap_k_50')
+MAPS = {'selected': 'The selected {many} are dark, the removed ones pale; whichever are fewer lie on top. Look for groups '
+                    'without a dark point: nothing was taken there.',
+        'label': 'The same points by {group}. Colours that mix mean that the {group} says little about what is seen.'}
 
 def maps(
     report: Report,   # what is in report.json
     run_dir: RunDir,  # run
-) -> list[Any]:       # IPython objects to display
-    "All maps, and what they show."
-    from IPython.display import Markdown
-    names = [o['name'] for o in report['plots'] if o['name'].startswith('scatter')
-             and not o['name'].endswith(('_no_overlay', '_datapool'))]
-    text = said('The selected images are dark, the removed ones pale; whichever are fewer lie on top.', report)
-    if report['folders']['n'] > 1:
-        text += f' On the right are the same points by {called(report).group}.'
-        rows = [[o, f'{o}_no_overlay'] for o in names]
-    else: rows = [names[i:i + 2] for i in range(0, len(names), 2)]
-    return [Markdown(text), *(picture(report, run_dir, o) for o in rows)]
+) -> list[Any]:       # IPython HTML
+    "The maps with pictures, then all maps, two in a row: by choice and, if there are several, by folder."
+    words, parts = called(report), []
+    for name in SCATTER: parts += figure_of(report, run_dir, f'{name}_pictures')
+    kinds = [('', 'selected')] + [('_no_overlay', 'label')]*(report['folders']['n'] > 1)
+    for suffix, told in kinds:
+        caption = MAPS[told].format(many=words.many, group=words.group)
+        for i in (0, 2): parts += figure_of(report, run_dir, *(f'{o}{suffix}' for o in SCATTER[i:i + 2]), caption=caption)
+    return parts
 
 SAVINGS = 'What the removed images would have cost: labelling them, and training a model on them. The figures per ' \
     'image are those that lightly.ai/report published in 2021 unless the configuration sets others (`savings.*`). ' \
@@ -570,7 +589,7 @@ def how_many(
     words = [about_curve(report), about_sampling(report)]
     more = [about_knee(report), about_certificate(report),
             '**To choose again**, in seconds and without embedding again, name the folder of this report (here `RUN`):']
-    return [Markdown('\n\n'.join(o for o in words if o)), wide_picture(report, run_dir, 'selection_curve'),
+    return [Markdown('\n\n'.join(o for o in words if o)), *figure_of(report, run_dir, 'selection_curve'),
             table(budget_table(report)), Markdown('\n\n'.join(o for o in more if o)),
             Markdown(fenced(f'lightly-curate select RUN n_samples={n}'))]
 
@@ -679,7 +698,7 @@ def training_part(
     told = report['training']
     if told is None: return []
     parts: list[Any] = [Markdown(f'## Training\n\n{about_training(report)}'), *warned(report)]
-    if told['loss']: parts += [wide_picture(report, run_dir, 'training_loss'), Markdown(about_loss(report))]
+    if told['loss']: parts += [*figure_of(report, run_dir, 'training_loss'), Markdown(about_loss(report))]
     if told['spread']: parts += [Markdown(about_spread(report)), table(spread_table(report))]
     if told['epochs']: parts.append(table(training_table(report)))
     return parts + please_note([said(o, report) for o in told['notices']])
@@ -711,8 +730,8 @@ def datapool_part(
     from IPython.display import Markdown
     if report['datapool'] is None: return []
     names = [o['name'] for o in report['plots'] if o['name'].endswith('_datapool')]
-    maps = [Markdown(f'The members are pale, the new {called(report).many} dark.'), picture(report, run_dir, names)] if names else []
-    return [Markdown(f'## The datapool\n\n{about_pool(report)}'), *maps]
+    caption = f'The members are pale, the new {called(report).many} dark.'
+    return [Markdown(f'## The datapool\n\n{about_pool(report)}'), *figure_of(report, run_dir, *names, caption=caption)]
 
 # %% ../../nbs/70_report/76_page.ipynb #18245529
 KEPT_OUT = tuple(NOT_AVAILABLE)  # kinds that are not available

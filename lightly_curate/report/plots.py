@@ -4,70 +4,29 @@
 
 # %% ../../nbs/70_report/72_plots.ipynb #0c90634c
 from __future__ import annotations
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
-import matplotlib.font_manager
-import matplotlib.ft2font
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image, ImageOps
 from .stats import DistanceStats, NeighborStats
+from .style import BLUE, DPI, GREY, INK, NAME_LENGTH, ORANGE, PALE, new_axes, printable, styled
 from .videos import Timeline
 from .words import IMAGES, Words, in_words
 from ..select.budget import SelectionCurve
 
 # %% auto #0
-__all__ = ['SIZE', 'DPI', 'INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'STYLE', 'LABEL_SHARE', 'WIDE_SIZE', 'NEIGHBOR_SIZE', 'DASHED',
-           'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS', 'MARKERS', 'LOSS_SIZE', 'LOG_FROM', 'N_DOTTED',
-           'PAIR_SIZE', 'PICTURE_SIZE', 'NAME_LENGTH', 'ROW_HEIGHT', 'STRIP_HEIGHT', 'ALL_ROWS_HEIGHT', 'LINE_HEIGHT',
-           'N_MARKS', 'N_AVAILABLE', 'N_STEPS', 'LOST', 'CROSS', 'BAR_SIZE', 'PARTS', 'ALWAYS', 'N_COLUMNS', 'styled',
-           'new_axes', 'png', 'known_characters', 'printable', 'densities', 'height_range', 'label_lines',
-           'plot_distances', 'shares_below', 'plot_neighbors', 'map_axes', 'point_area', 'plot_selection',
-           'plot_labels', 'plot_pool', 'draw_random', 'mark_choice', 'plot_curve', 'mark_epochs', 'plot_loss', 'framed',
-           'plot_pair', 'draw_steps', 'band_of', 'draw_timeline', 'name_rows', 'explain_rows', 'plot_timelines',
-           'plot_counts', 'side_by_side']
-
-# %% ../../nbs/70_report/72_plots.ipynb #35c982a4
-SIZE = (4.5, 3.1)  # width, height of a figure, inches
-DPI = 200          # dots per inch of saved figures
-INK, GREY, PALE, BLUE, ORANGE = '#22272e', '#6b7480', '#c3c9d0', '#0060a0', '#d55e00'
-STYLE = {
-    'font.family': 'DejaVu Sans', 'font.size': 10,
-    'axes.titlesize': 11.5, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.labelsize': 10,
-    'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9.5, 'legend.frameon': False,
-    'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': GREY, 'xtick.color': GREY, 'ytick.color': GREY,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.axisbelow': True,
-    'grid.color': '#e8ebee', 'grid.linewidth': .6, 'figure.facecolor': 'white', 'savefig.facecolor': 'white',
-}
-
-@contextmanager
-def styled() -> Iterator[None]:
-    "Matplotlib's defaults and the look of the report, while the block runs."
-    with matplotlib.style.context(['default', STYLE]):
-        yield
-
-def new_axes(
-    title: str,    # above the figure, plain text
-    x_label: str,  # with unit if there is one
-    y_label: str,  # same
-) -> Axes:         # empty axes of a new figure of `SIZE`
-    "A figure with one pair of axes; call inside `styled`."
-    figure = Figure(figsize=SIZE, layout='constrained')
-    figure.get_layout_engine().set(w_pad=.06, h_pad=.06)
-    axes = figure.subplots()
-    axes.set_title(title, parse_math=False)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(True)
-    return axes
+__all__ = ['LABEL_SHARE', 'BOTH_SIZE', 'WIDE_SIZE', 'NEIGHBOR_SIZE', 'DASHED', 'DOTTED', 'RASTER_FROM', 'LEGEND_SHARE', 'COLOURS',
+           'MARKERS', 'LOSS_SIZE', 'LOG_FROM', 'N_DOTTED', 'ROW_HEIGHT', 'STRIP_HEIGHT', 'ALL_ROWS_HEIGHT',
+           'LINE_HEIGHT', 'N_MARKS', 'N_AVAILABLE', 'N_STEPS', 'LOST', 'CROSS', 'BAR_SIZE', 'PARTS', 'ALWAYS',
+           'N_COLUMNS', 'png', 'densities', 'height_range', 'label_lines', 'plot_distances', 'plot_before_after',
+           'shares_below', 'plot_neighbors', 'map_axes', 'point_area', 'plot_selection', 'plot_labels', 'plot_pool',
+           'draw_random', 'mark_choice', 'plot_curve', 'mark_epochs', 'plot_loss', 'draw_steps', 'band_of',
+           'draw_timeline', 'name_rows', 'explain_rows', 'plot_timelines', 'plot_counts']
 
 # %% ../../nbs/70_report/72_plots.ipynb #24eba1d2
 def png(
@@ -79,24 +38,6 @@ def png(
     with styled():
         figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
     return buffer.getvalue()
-
-# %% ../../nbs/70_report/72_plots.ipynb #1482365a
-@cache
-def known_characters() -> frozenset[int]: # code points
-    "Characters that the font of the report can draw."
-    path = matplotlib.font_manager.findfont('DejaVu Sans', fallback_to_default=False)
-    return frozenset(matplotlib.ft2font.FT2Font(path).get_charmap())
-
-def printable(
-    name: str,             # any text
-    n_longest: int = 1000, # characters of the result at most, at least 3
-) -> str:                  # text that can be drawn as it is
-    "A name with unprintable characters escaped, and its middle left out if it is long."
-    known = known_characters()
-    shown = ''.join(o if o.isprintable() and ord(o) in known else ascii(o)[1:-1] for o in name)
-    if len(shown) <= n_longest: return shown
-    n_end = (n_longest - 1)//2
-    return f'{shown[:n_longest - 1 - n_end]}…{shown[-n_end:]}'
 
 # %% ../../nbs/70_report/72_plots.ipynb #552a1afc
 def densities(
@@ -149,6 +90,32 @@ def plot_distances(
             axes.text(.5, .5, in_words('one image has no pairs', words), transform=axes.transAxes, ha='center',
                       color=GREY)
     return axes.figure
+
+# %% ../../nbs/70_report/72_plots.ipynb #bfc595e4
+BOTH_SIZE = (9.2, 3.3)  # width, height, inches: the full width of a page
+
+def plot_before_after(
+    before: DistanceStats,  # of the available samples
+    after: DistanceStats,   # of the selected ones
+    words: Words = IMAGES,  # what the samples are called
+) -> Figure:                # one panel
+    "Histograms of the distances of all pairs, before and after, over one axis."
+    bottom, top = height_range(before, after)
+    with styled():
+        figure = Figure(figsize=BOTH_SIZE, layout='constrained')
+        figure.get_layout_engine().set(w_pad=.08, h_pad=.06)
+        axes = figure.subplots()
+        looks: tuple[dict[str, Any], ...] = ({'fill': True, 'color': PALE}, {'color': BLUE, 'linewidth': 1.6})
+        for stats, name, look in zip((before, after), ('before', 'after'), looks, strict=True):
+            label = f'{name}: {stats.n_samples:,} {words.one if stats.n_samples == 1 else words.many}'
+            axes.stairs(np.maximum(densities(stats), bottom), stats.edges, baseline=bottom, label=label, **look)
+            if stats.n_pairs:
+                axes.plot(stats.mean, 1, 'v', color=BLUE, markerfacecolor='white' if name == 'before' else BLUE, markersize=7, clip_on=False,
+                          transform=axes.get_xaxis_transform(), label=f'mean {name}')
+        axes.set(yscale='log', ylim=(bottom, top), xlim=(0, max(before.edges[-1], after.edges[-1])),
+                 xlabel='Distance', ylabel='Frequency (log)')
+        axes.legend(loc='upper left', bbox_to_anchor=(0, -.17), ncols=4)
+    return figure
 
 # %% ../../nbs/70_report/72_plots.ipynb #96c2322f
 WIDE_SIZE = (9.2, 3.7)    # width, height, inches: the full width of a page
@@ -378,43 +345,6 @@ def plot_loss(
         if axes.get_legend_handles_labels()[0]: axes.legend(loc='best')
     return figure
 
-# %% ../../nbs/70_report/72_plots.ipynb #d4b16c6d
-PAIR_SIZE = (4.5, 2.45)     # width, height of the figure of a pair, inches
-PICTURE_SIZE = (420, 340)   # width, height of the room for each picture, pixels
-NAME_LENGTH = 28            # characters of a file name below a picture or beside a row
-
-def framed(
-    picture: Image.Image, # RGB
-) -> Image.Image:         # RGB of `PICTURE_SIZE`
-    "Scale a picture to the room there is and centre it on white."
-    scaled = ImageOps.contain(picture, PICTURE_SIZE, Image.Resampling.LANCZOS)
-    canvas = Image.new('RGB', PICTURE_SIZE, 'white')
-    canvas.paste(scaled, ((canvas.width - scaled.width)//2, (canvas.height - scaled.height)//2))
-    return canvas
-
-def plot_pair(
-    selected: Image.Image,  # RGB
-    removed: Image.Image,   # RGB
-    names: tuple[str, str], # file names of both
-    distance: float,        # between their vectors
-    times: tuple[str, str] = ('', ''),  # of frames in their videos, e.g. '12.48 s', '' for images
-) -> Figure:                # two pictures
-    "A selected image beside a removed one that it stands for."
-    with styled():
-        figure = Figure(figsize=(PAIR_SIZE[0], PAIR_SIZE[1] + .15*any(times)), layout='constrained')
-        figure.get_layout_engine().set(w_pad=.08, h_pad=.08)
-        columns = zip(figure.subplots(1, 2), (selected, removed), names, times, ('Selected', 'Removed'), strict=True)
-        for axes, picture, name, time, kind in columns:
-            axes.imshow(np.asarray(framed(picture)))
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            axes.spines[:].set_visible(False)
-            axes.set_title(kind, loc='center', color=BLUE if kind == 'Selected' else GREY)
-            below = [printable(name, NAME_LENGTH), f'at {time}' if time else ''][:1 + any(times)]
-            axes.set_xlabel('\n'.join(below), parse_math=False, fontsize=8.5)
-        figure.supxlabel(f'distance {distance:.4f}', fontsize=9.5)
-    return figure
-
 # %% ../../nbs/70_report/72_plots.ipynb #992dcd72
 ROW_HEIGHT, STRIP_HEIGHT = .3, .045  # of a timeline, inches: when there are few, when there are many
 ALL_ROWS_HEIGHT = 9.                 # of all timelines together at most, inches
@@ -539,17 +469,3 @@ def plot_counts(
         axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=N_COLUMNS, fontsize=12, borderpad=.2,
                     borderaxespad=0, handlelength=1)
     return figure
-
-# %% ../../nbs/70_report/72_plots.ipynb #c16bf0b7
-def side_by_side(
-    left: Image.Image,         # any mode
-    right: Image.Image | None, # None: the right half stays empty
-    gap: int = 40,             # pixels between the two
-) -> Image.Image:              # RGB
-    "Two pictures as one, on white."
-    width = left.width if right is None else right.width
-    height = left.height if right is None else max(left.height, right.height)
-    joined = Image.new('RGB', (left.width + gap + width, height), 'white')
-    joined.paste(left.convert('RGB'), (0, 0))
-    if right is not None: joined.paste(right.convert('RGB'), (left.width + gap, 0))
-    return joined

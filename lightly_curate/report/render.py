@@ -13,7 +13,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
@@ -37,9 +38,9 @@ from .typeset import set_document, set_html, set_text, set_verbatim
 # %% auto #0
 __all__ = ['UNITS', 'FORMULA_SIZE', 'FORMS', 'STANDARDS', 'FONTS', 'STYLE', 'Picture', 'read_picture', 'read_svg', 'find_picture',
            'decode', 'Formula', 'draw_formula', 'Desk', 'media_of', 'set_result', 'set_figure', 'set_program_text',
-           'strip_dollars', 'set_outputs', 'compile_pdf', 'make_pdf', 'TypstExporter', 'set_source', 'check_notebook',
-           'texts_of', 'read_head', 'attach', 'find_culprit', 'read_notebook', 'render_pdf', 'embed', 'to_address',
-           'mark_numbers', 'markdown_filter', 'render_html']
+           'strip_dollars', 'set_outputs', 'compile_pdf', 'make_pdf', 'explain_refusal', 'TypstExporter', 'set_source',
+           'check_notebook', 'texts_of', 'read_head', 'attach', 'find_culprit', 'read_notebook', 'render_pdf', 'embed',
+           'to_address', 'mark_numbers', 'markdown_filter', 'render_html']
 
 # %% ../../nbs/70_report/75_render.ipynb #cbdf0bce
 UNITS = {'': .75, 'px': .75, 'pt': 1., 'in': 72., 'cm': 72/2.54, 'mm': 72/25.4, 'pc': 12.}  # points
@@ -289,7 +290,7 @@ def set_outputs(
     return blocks
 
 # %% ../../nbs/70_report/75_render.ipynb #f75d6d70
-STANDARDS = ['a-3a', 'ua-1']
+STANDARDS = ['a-3a', 'ua-1']  # the first of them for documents with a date
 FONTS = ('DejaVuSans.ttf', 'DejaVuSans-Bold.ttf', 'DejaVuSans-Oblique.ttf', 'DejaVuSans-BoldOblique.ttf',
          'DejaVuSansMono.ttf', 'DejaVuSansMono-Bold.ttf')
 
@@ -312,26 +313,32 @@ def compile_pdf(
     return typst.compile(str(main), root=str(folder), **options)
 
 def make_pdf(
-    source: str,   # typst source
-    folder: Path,  # folder with its pictures
-) -> bytes:        # PDF
+    source: str,           # typst source
+    folder: Path,          # folder with its pictures
+    dated: bool = False,   # the document has a date
+) -> bytes:                # PDF
     "Run typst, with less asked of it when it cannot."
-    missing: list[str] = []
-    for standards, own_fonts in ((STANDARDS, True), (STANDARDS, False), ([], False)):
+    wanted, refused = STANDARDS if dated else STANDARDS[1:], ''
+    for standards, own_fonts in ((wanted, True), (wanted, False), ([], False)):
         try:
             pdf = compile_pdf(source, folder, standards, own_fonts)
+            break
         except ValueError:  # a standard this typst does not know
             continue
         except typst.TypstError as fault:
-            diagnostic = str(getattr(fault, 'diagnostic', None) or fault)
-            missing = re.findall('the text `"(.+?)"` could not be displayed', diagnostic)
-            if not standards: raise ReportError(diagnostic.strip().splitlines()[0]) from fault
-            continue
-        break
-    if missing:
-        characters = ' '.join(dict.fromkeys(missing))[:80]
-        logger.warning('no font here has %s: boxes in the PDF; install one, fonts-noto-cjk for example', characters)
+            refused = str(getattr(fault, 'diagnostic', None) or fault).strip()
+            if not standards: raise ReportError(refused.splitlines()[0]) from fault
+    if refused and not standards: logger.warning(explain_refusal(refused))
     return pdf
+
+def explain_refusal(
+    diagnostic: str,  # of typst, why the standards were not kept
+) -> str:             # one line
+    "Why a PDF is not as it should be."
+    missing = re.findall('the text `"(.+?)"` could not be displayed', diagnostic)
+    if not missing: return f'the PDF does not keep {" and ".join(STANDARDS)}: {diagnostic.splitlines()[0][:200]}'
+    characters = ' '.join(dict.fromkeys(missing))[:80]
+    return f'no font here has {characters}: boxes in the PDF; install one, fonts-noto-cjk for example'
 
 # %% ../../nbs/70_report/75_render.ipynb #85b73f3e
 class TypstExporter(TemplateExporter):
@@ -339,6 +346,7 @@ class TypstExporter(TemplateExporter):
     export_from_notebook = 'PDF (typst)'
     output_mimetype = 'application/pdf'
     attachments = List(Unicode(), help='Files to carry inside the PDF.').tag(config=True)
+    date = Unicode('', help='Date and time of what the notebook tells, ISO 8601; empty: not known.').tag(config=True)
 
     @default('file_extension')
     def _file_extension_default(self) -> str: return '.pdf'
@@ -359,9 +367,10 @@ class TypstExporter(TemplateExporter):
             cells = [self.set_cell(cell, number, Desk(folder, Path(about.get('path', '')), cell.get('attachments', {})))
                      for number, cell in enumerate(nb.cells, 1)]
             attached = attach(self.attachments, folder)
-            source = set_document([block for blocks in cells for block in blocks], read_head(nb, name), attached)
+            head = replace(read_head(nb, name), date=datetime.fromisoformat(self.date) if self.date else None)
+            source = set_document([block for blocks in cells for block in blocks], head, attached)
             try:
-                return make_pdf(source, folder), resources
+                return make_pdf(source, folder, dated=head.date is not None), resources
             except ReportError as fault:
                 raise ReportError(f'{name}, {find_culprit(cells, folder)}: {fault}') from fault
 
@@ -474,9 +483,10 @@ def render_pdf(
     notebook: Path,                   # executed notebook
     pdf: Path,                        # file to write
     attachments: Iterable[Path] = (), # files to carry inside the PDF
+    date: str = '',                   # of what it tells, ISO 8601, '': not known
 ) -> None:
     "Write a notebook without its code as a PDF."
-    exporter = TypstExporter(exclude_input=True, exclude_input_prompt=True, attachments=[str(o) for o in attachments])
+    exporter = TypstExporter(exclude_input=True, exclude_input_prompt=True, date=date, attachments=[str(o) for o in attachments])
     about = {'metadata': {'name': notebook.stem, 'path': str(notebook.parent)}}
     data, _ = exporter.from_notebook_node(read_notebook(notebook), about)
     with replacing(pdf) as temporary: temporary.write_bytes(data)
@@ -485,9 +495,21 @@ def render_pdf(
 STYLE = '''
 body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1f2933;
        max-width: 60rem; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 2.1rem; border-bottom: 3px solid #0b5f73; padding-bottom: .4rem; }
-h2, h3, h4 { color: #0b5f73; margin-top: 2.2rem; } a { color: #0b5f73; }
+h1 { font-size: 2.1rem; background: #0a4a78; color: #fff; border-radius: 6px; padding: 1.4rem 1.6rem; line-height: 1.25; }
+h2, h3, h4 { color: #0a4a78; margin-top: 2.6rem; } a { color: #0a4a78; }
 img, svg { max-width: 100%; height: auto; } .output_png img, .output_svg img { display: block; margin: 1rem 0; }
+figure { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.4rem 0; } figure img { flex: 1 1 0; min-width: 0; object-fit: contain; }
+figcaption { flex-basis: 100%; font-size: .88rem; color: #52606d; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 1.4rem 0; }
+.cards div { background: #f4f6f8; border-top: 3px solid #0a4a78; border-radius: 0 0 5px 5px; padding: .6rem .8rem; }
+.cards div { display: flex; flex-direction: column; } .cards dt { order: 1; font-size: .85rem; font-weight: 600; color: #52606d; }
+.cards dd { margin: 0; font-size: 1.5rem; font-weight: 700; }
+.cards dd + dd { order: 2; font-size: .78rem; font-weight: 400; color: #52606d; line-height: 1.35; }
+progress { width: 7rem; height: .65rem; appearance: none; border: 0; background: #e6e9ec; border-radius: 2px; vertical-align: middle; }
+progress::-webkit-progress-bar { background: #e6e9ec; border-radius: 2px; }
+progress::-webkit-progress-value { background: #0a4a78; border-radius: 2px; }
+progress::-moz-progress-bar { background: #0a4a78; border-radius: 2px; }
+hr.page { visibility: hidden; margin: 0; break-after: page; }
 .formula img { vertical-align: middle; }
 div.formula { text-align: center; margin: 1rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .8rem 0; border: 0; }
@@ -505,6 +527,7 @@ li.task-list-item { list-style: none; margin-left: -1.2rem; }
                h2, h3 { break-after: avoid; } tr, img { break-inside: avoid; } }
 '''
 
+# %% ../../nbs/70_report/75_render.ipynb #4540d366
 def embed(
     html: str,                  # HTML fragment
     home: Path,                 # folder of the notebook

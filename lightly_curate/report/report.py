@@ -16,18 +16,23 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 from ..core.errors import ReportError
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS
 from ..embed.vectors import Vectors
-from ..learn.collapse import Condition
-from .plots import (height_range, plot_curve, plot_distances, plot_labels, plot_loss, plot_neighbors,
-                                           plot_pair, plot_pool, plot_selection, plot_timelines, png)
+from ..learn.collapse import Condition, Spread
+from .pictures import (N_COPIES_SHOWN, N_GROUPS_SHOWN, CopyGroup, Placed, contact_sheet, place_thumbnails,
+                                            plot_copies, plot_pair, plot_pictures, png_within, sheet_places)
+from .plots import (PARTS, height_range, plot_before_after, plot_counts, plot_curve, plot_distances, plot_labels,
+                                         plot_loss, plot_neighbors, plot_pool, plot_selection, plot_timelines, png)
 from .project import Layout, pca, rows_to_draw, umap_layout
 from .stats import DistanceStats, NeighborStats, Saving
+from .style import DPI
 from .videos import N_TIMELINES, describe_videos, find_timelines
+from .warnings import find_notices, find_warnings
 from .words import IMAGES, Words, count_sources, in_words, words_for
 from ..select.budget import SelectionCurve, as_good_as_random
 from ..select.distances import nearest
@@ -36,18 +41,21 @@ from ..select.distances import nearest
 __all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 'MAYBE_COUNT', 'MAYBE_NUMBER', 'SOURCE', 'JOB',
            'KINDS', 'COUNTS', 'PART', 'SOURCES', 'SHARES', 'STOPPING', 'WEIGHTS', 'HISTOGRAM', 'DISTANCES', 'NEIGHBORS',
            'POINT', 'KNEE', 'CERTIFICATE', 'BUDGET', 'DATAPOOL', 'SPREAD', 'TRAINING', 'TIME', 'VIDEO', 'DAMAGED',
-           'VIDEOS', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES', 'FOLDERS', 'PLOT', 'REPORT_SCHEMA', 'N_CORRUPT',
-           'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS', 'POOL_MAPS', 'THUMBNAIL_PIXELS', 'PACKAGES', 'object_of',
-           'list_of', 'maybe', 'validate_report', 'jsonable', 'list_corrupt', 'list_duplicates', 'label_names',
+           'VIDEOS', 'SAVING', 'EXAMPLE', 'CORRUPT', 'DUPLICATES', 'FOLDERS', 'SHEET', 'PLOT', 'REPORT_SCHEMA',
+           'N_CORRUPT', 'N_REASONS', 'N_GROUPS', 'N_COPIES', 'N_FOLDERS', 'N_NEIGHBORS', 'POOL_MAPS', 'PICTURE_MAPS',
+           'THUMBNAIL_PIXELS', 'LEAST_SIDE', 'PICTURE_DPI', 'PACKAGES', 'object_of', 'list_of', 'maybe',
+           'validate_report', 'jsonable', 'list_corrupt', 'group_copies', 'list_duplicates', 'label_names',
            'count_folders', 'example_places', 'find_stand_ins', 'Pair', 'example_pairs', 'do_nothing', 'n_figures',
-           'Illustrations', 'write_figure', 'write_histograms', 'write_maps', 'write_all_maps', 'write_curve',
-           'write_pool_maps', 'describe_training', 'write_loss', 'write_timelines', 'read_pictures', 'time_of',
-           'write_pairs', 'write_plots', 'describe_machine', 'installed_versions', 'describe_distances',
-           'doubt_training', 'find_notices', 'describe_budget', 'build_report', 'write_report', 'read_report']
+           'Illustrations', 'write_picture', 'write_figure', 'sample_counts', 'write_counts', 'write_histograms',
+           'write_maps', 'write_all_maps', 'write_curve', 'write_pool_maps', 'describe_training', 'write_loss',
+           'write_timelines', 'PictureMap', 'Gallery', 'plan_pictures', 'read_pictures', 'time_of', 'sheet_caption',
+           'write_sheet', 'write_picture_maps', 'picture_groups', 'write_copies', 'write_pairs', 'write_plots',
+           'describe_machine', 'installed_versions', 'find_bottleneck', 'describe_distances', 'describe_budget',
+           'build_report', 'write_report', 'read_report']
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
-SCHEMA_VERSION = '1.3'
+SCHEMA_VERSION = '1.4'
 TEXT, COUNT, NUMBER = {'type': 'string'}, {'type': 'integer', 'minimum': 0}, {'type': 'number'}
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = ({'type': [o, 'null']} for o in ('string', 'integer', 'number'))
 
@@ -77,6 +85,8 @@ SOURCE = {'enum': ['images', 'embeddings'], 'description': 'what was given: file
 JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, started_at=TEXT, finished_at=TEXT, 
     duration_s={**NUMBER, 'description': 'sum of the stages, without start and typesetting'},
     seconds={'type': 'object', 'description': 'seconds by stage', 'additionalProperties': NUMBER},
+    bottleneck=object_of('the stage that took longest', stage=TEXT, seconds=NUMBER,
+                         share={**NUMBER, 'description': 'of duration_s, 0 to 1'}),
     machine=object_of('what it ran on', system=TEXT, n_cpus=MAYBE_COUNT, memory_GB=MAYBE_NUMBER, device=TEXT),
     versions={'type': 'object', 'additionalProperties': TEXT},
     config={'type': 'object', 'description': 'as checked, without token', 'not': {'required': ['token']}})
@@ -185,12 +195,14 @@ EXAMPLE = object_of('a selected image and the nearest of the removed ones that i
     retained=TEXT, removed=TEXT, distance=NUMBER, plot={**MAYBE_TEXT, 'description': 'file, null without pictures'},
     retained_time_s=TIME, removed_time_s=TIME)
 CORRUPT = object_of('images and frames that cannot be read; videos that are not whole are in videos', n=COUNT,
+    reasons=list_of('the most frequent', object_of('one reason', reason=TEXT, n=COUNT)),
     shown=list_of('the first of them', object_of('one image', filename=TEXT, reason=TEXT)))
 DUPLICATES = object_of('exact copies', n_groups=COUNT, n_files={**COUNT, 'description': 'copies, without those that are kept'},
-    shown=list_of('the first groups',
+    shown=list_of('the largest groups first',
         object_of('one group', kept=TEXT, n_copies=COUNT, copies=list_of('the first of them', TEXT))))
-FOLDERS = object_of('by weak label, that is by first folder, frames by video', n=COUNT, shown=list_of('the first of them',
+FOLDERS = object_of('by weak label, that is by first folder, frames by video', n=COUNT, shown=list_of('those with the most samples first',
     object_of('one folder', name=TEXT, input=COUNT, available=COUNT, sampled=COUNT)))
+SHEET = object_of('contact sheet of the selection', n_shown=COUNT, filenames=list_of('in the order of the sheet', TEXT))
 PLOT = object_of('a figure', name=TEXT, file=TEXT, title=TEXT, caption=TEXT)
 REPORT_SCHEMA: Report = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'report.json of lightly_curate',
@@ -199,9 +211,11 @@ REPORT_SCHEMA: Report = {
         distances=object_of('of all available and of the selected images', before=DISTANCES, after=DISTANCES),
         neighbors=maybe(object_of('of the same images', before=NEIGHBORS, after=NEIGHBORS)),
         budget=maybe(BUDGET), datapool=maybe(DATAPOOL), training=maybe(TRAINING),
-        videos=maybe(VIDEOS), savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE),
+        videos=maybe(VIDEOS), savings=list_of('by task', SAVING), examples=list_of('pairs', EXAMPLE), sheet=maybe(SHEET),
         corrupt=CORRUPT, duplicates=DUPLICATES, folders=FOLDERS,
-        plots=list_of('figures of this run', PLOT), notices=list_of('what a reader should know, in sentences', TEXT)),
+        plots=list_of('figures of this run', PLOT),
+        warnings=list_of('what looks wrong and what to do about it, in sentences, the gravest first', TEXT),
+        notices=list_of('what else a reader should know, in sentences', TEXT)),
 }
 
 # %% ../../nbs/70_report/73_report.ipynb #e998db1f
@@ -234,7 +248,7 @@ def jsonable(
     return str(value)
 
 # %% ../../nbs/70_report/73_report.ipynb #fa8b1030
-N_CORRUPT, N_GROUPS, N_COPIES, N_FOLDERS = 100, 20, 20, 50  # items of each list that the report shows
+N_CORRUPT, N_REASONS, N_GROUPS, N_COPIES, N_FOLDERS = 100, 10, 20, 20, 50  # items of each list that the report shows
 
 def list_corrupt(
     samples: pd.DataFrame,  # sample table
@@ -242,39 +256,50 @@ def list_corrupt(
     "Images and frames that cannot be read, and why."
     is_corrupt = (samples['status'] == 'corrupt') & (samples['source'] != 'video')
     corrupt = samples.loc[is_corrupt, ['filename', 'reason']]
-    return {'n': len(corrupt), 'shown': corrupt.head(N_CORRUPT).to_dict('records')}
+    reasons = sorted(corrupt['reason'].value_counts().items(), key=lambda o: (-o[1], o[0]))
+    return {'n': len(corrupt), 'reasons': [{'reason': reason, 'n': int(n)} for reason, n in reasons[:N_REASONS]],
+            'shown': corrupt.head(N_CORRUPT).to_dict('records')}
+
+def group_copies(
+    samples: pd.DataFrame,  # sample table
+    n_most: int,            # groups at most
+) -> tuple[int, dict[int, np.ndarray]]:  # groups there are; row that is kept = (c,) int64 rows of its copies, ascending
+    "Exact copies by the row that is kept: the largest groups first, those of one size by name."
+    copies = np.flatnonzero(samples['status'] == 'duplicate')
+    kept_rows = samples['duplicate_of'].to_numpy(dtype=np.int64, na_value=-1)[copies]
+    kept, sizes = np.unique(kept_rows, return_counts=True)
+    largest = kept[np.argsort(-sizes, kind='stable')][:n_most]
+    return len(kept), {int(o): copies[kept_rows == o] for o in largest}
 
 def list_duplicates(
     samples: pd.DataFrame,  # sample table
 ) -> Report:                # as in `DUPLICATES`
     "Exact copies, by the image that is kept."
-    copies = samples[samples['status'] == 'duplicate']
-    groups = copies.groupby('duplicate_of', sort=True)['filename'].agg(list)
-    shown = []
-    for kept, names in groups.head(N_GROUPS).items():
-        shown.append({'kept': samples.at[int(kept), 'filename'], 'n_copies': len(names), 'copies': names[:N_COPIES]})
-    return {'n_groups': len(groups), 'n_files': len(copies), 'shown': shown}
+    n_groups, groups = group_copies(samples, N_GROUPS)
+    shown = [{'kept': samples.at[kept, 'filename'], 'n_copies': len(rows), 'copies': samples['filename'][rows[:N_COPIES]].tolist()}
+             for kept, rows in groups.items()]
+    return {'n_groups': n_groups, 'n_files': int((samples['status'] == 'duplicate').sum()), 'shown': shown}
 
+# %% ../../nbs/70_report/73_report.ipynb #df41292c
 def label_names(
     samples: pd.DataFrame,  # sample table
 ) -> dict[int, str]:        # weak label = path of a video, or first folder, '(top folder)' for files beside the folders
     "Name of each weak label."
-    first = samples.dropna(subset='label').groupby('label')[['source', 'path']].first()
+    first = samples[['label', 'source', 'path']].dropna(subset='label').drop_duplicates('label').sort_values('label')
     def named(source: str, path: str) -> str:
         if source != 'image': return path
         return path.split('/')[0] if '/' in path else '(top folder)'
-    return {int(label): named(*row) for label, *row in first.itertuples()}
+    return {int(label): named(source, path) for label, source, path in first.itertuples(index=False)}
 
 def count_folders(
     samples: pd.DataFrame,  # sample table
 ) -> Report:                # as in `FOLDERS`
-    "Images and frames before and after, by weak label."
-    samples = samples[samples['source'] != 'video']
-    shown, names = [], label_names(samples)
-    for label, name in list(names.items())[:N_FOLDERS]:
-        part = count_samples(samples[(samples['label'] == label).fillna(False).astype(bool)])
-        shown.append({'name': name, **{o: part[o] for o in ('input', 'available', 'sampled')}})
-    return {'n': len(names), 'shown': shown}
+    "Images and frames before and after, by weak label: those with the most first, those of one size by name."
+    part = samples.loc[samples['source'] != 'video', ['label', 'source', 'path', 'status', 'selected']]
+    kinds = pd.DataFrame({'label': part['label'], 'input': 1, 'available': part['status'] == 'ok', 'sampled': part['selected']})
+    counts, names = kinds.groupby('label').sum(), label_names(part)
+    shown = [{'name': names[int(label)], **dict(zip(counts.columns, map(int, row), strict=True))} for label, *row in counts.itertuples()]
+    return {'n': len(shown), 'shown': sorted(shown, key=lambda o: (-o['input'], o['name']))[:N_FOLDERS]}
 
 # %% ../../nbs/70_report/73_report.ipynb #f978a305
 def example_places(
@@ -328,7 +353,10 @@ def example_pairs(
 # %% ../../nbs/70_report/73_report.ipynb #f1e42b66
 N_NEIGHBORS = (5, 15, 50)  # of the UMAP layouts, those of the original
 POOL_MAPS = ('pca', 'umap_k_15')  # layouts of the datapool with the new samples
-THUMBNAIL_PIXELS = 420     # longest side of a picture in a pair
+PICTURE_MAPS = ('scatter_pca', 'scatter_umap_k_15')  # maps that are also drawn with pictures
+THUMBNAIL_PIXELS = 420     # longest side of a picture in a pair, and of all others while they wait to be drawn
+LEAST_SIDE = 340           # of a picture as it is decoded, pixels: the height of a picture in a pair
+PICTURE_DPI = 150          # dots per inch of a figure that is full of pictures, to keep its file small
 
 def do_nothing() -> None:
     "What is called after each figure when nobody waits for it."
@@ -340,35 +368,70 @@ def n_figures(
     has_neighbors: bool = False, # distances to the nearest other image are known
     has_training: bool = False,  # at least one epoch was trained
     has_timelines: bool = False, # there are videos, and their timelines are wanted
-) -> int:                        # two histograms, two maps of each layout, the pairs, and what there is of the others
+    has_pictures: bool = False,  # the images are at hand
+    has_copies: bool = False,    # there are exact copies
+) -> int:                        # the bar, three histograms, two maps of each layout, the pairs, and what there is of the others
     "Figures that a report has at most; `write_plots` calls `on_figure` at most that many times."
     more = has_curve + len(POOL_MAPS)*has_pool + has_neighbors + has_training + has_timelines
-    return 2 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples) + more
+    more += has_pictures*(1 + len(PICTURE_MAPS) + has_copies)
+    return 4 + 2*(1 + len(N_NEIGHBORS)) + max(0, n_examples) + more
 
 @dataclass
 class Illustrations:
     "What `write_plots` made."
     plots: list[Report] = field(default_factory=list)     # as in `PLOT`
     examples: list[Report] = field(default_factory=list)  # as in `EXAMPLE`
+    sheet: Report | None = None                           # as in `SHEET`, None: there are no pictures
     notices: list[str] = field(default_factory=list)      # sentences
-    layouts: list[tuple[str, np.ndarray, Layout]] = field(default_factory=list, repr=False)  # each map: name, rows, points
+    layouts: dict[str, tuple[str, np.ndarray, Layout]] = field(default_factory=dict, repr=False)  # plot = name, rows, points of a map
     words: Words = IMAGES                                 # what the samples are called
     on_figure: Callable[[], None] = field(default=do_nothing, repr=False, compare=False)  # called after each figure
+
+# %% ../../nbs/70_report/73_report.ipynb #7d09bb3f
+def write_picture(
+    run_dir: RunDir,        # run
+    made: Illustrations,    # the plot is added to it, in place
+    name: str,              # of the file, without suffix
+    data: bytes,            # PNG
+    title: str,             # heading
+    caption: str,           # one or two sentences: what to see
+) -> None:
+    "Save a picture and note it."
+    with replacing(run_dir.plot(name)) as temporary:
+        temporary.write_bytes(data)
+    file = run_dir.plot(name).relative_to(run_dir.root).as_posix()
+    made.plots.append({'name': name, 'file': file, 'title': title, 'caption': caption})
+    made.on_figure()
 
 def write_figure(
     run_dir: RunDir,        # run
     made: Illustrations,    # the plot is added to it, in place
     name: str,              # of the file, without suffix
-    figure: Any,            # Matplotlib figure
+    figure: Figure,         # Matplotlib figure
     title: str,             # heading
     caption: str,           # one or two sentences: what to see
+    dpi: int = DPI,         # dots per inch
 ) -> None:
     "Save a figure and note it."
-    with replacing(run_dir.plot(name)) as temporary:
-        temporary.write_bytes(png(figure))
-    file = run_dir.plot(name).relative_to(run_dir.root).as_posix()
-    made.plots.append({'name': name, 'file': file, 'title': title, 'caption': caption})
-    made.on_figure()
+    write_picture(run_dir, made, name, png(figure, dpi), title, caption)
+
+# %% ../../nbs/70_report/73_report.ipynb #86464513
+def sample_counts(
+    samples: pd.DataFrame,  # sample table
+) -> dict[str, int]:        # as `count_samples`, without the rows of videos that are not whole
+    "How many images and frames there are of each kind."
+    return count_samples(samples[['status', 'preselected', 'selected']][samples['source'] != 'video'])
+
+def write_counts(
+    run_dir: RunDir,           # run
+    made: Illustrations,       # added to in place
+    counts: Mapping[str, int], # from `sample_counts`
+) -> None:
+    "Save the bar of what became of the images."
+    kinds = [f'{name} {counts[o]:,}' for o, (name, _) in PARTS.items() if counts[o] or o == 'sampled']
+    caption = f'Of {counts["input"]:,} images: {", ".join(kinds)}.'
+    write_figure(run_dir, made, 'counts', plot_counts(counts, made.words), in_words('What became of the images', made.words),
+                 in_words(caption, made.words))
 
 # %% ../../nbs/70_report/73_report.ipynb #65a6e3b7
 def write_histograms(
@@ -378,7 +441,7 @@ def write_histograms(
     after: DistanceStats,   # of the selected samples
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of both, None: not known
 ) -> None:
-    "Save the two histograms, over the same axes, and the figure of the nearest neighbours."
+    "Save the two histograms, alone and over one axis, and the figure of the nearest neighbours."
     heights = height_range(before, after)
     for name, stats, what, title in (('before', before, 'available', 'Histogram of Input Data'),
                                      ('after', after, 'selected', 'Histogram of Filtered Data')):
@@ -386,6 +449,9 @@ def write_histograms(
         caption = f'How far apart the {what} {made.words.many} are: {pairs}, as a density on a logarithmic axis.'
         figure = plot_distances(stats, title, heights, made.words)
         write_figure(run_dir, made, f'distance_distr_{name}', figure, title, caption)
+    write_figure(run_dir, made, 'distance_distr', plot_before_after(before, after, made.words), 'Distances before and after',
+                 f'Distances of the pairs of all available {made.words.many} (pale) and of the selected ones (dark line), as '
+                 'densities on a logarithmic axis.')
     run_dir.plot('nearest_distr').unlink(missing_ok=True)
     if neighbors is None: return
     caption = 'Share of the images that have another one nearer than a distance, before (dashed) and after.'
@@ -405,7 +471,7 @@ def write_maps(
     "Save one layout with and without overlay."
     selected = samples['selected'].to_numpy()[rows]
     labels = samples['label'].fillna(-1).to_numpy(dtype=np.int64)[rows]
-    made.layouts.append((method, rows, layout))
+    made.layouts[name] = (method, rows, layout)
     note = in_words(f' {layout.note}' if layout.note else '', made.words)
     overlay = plot_selection(layout.points, selected, method)
     plain = plot_labels(layout.points, labels, label_names(samples), method, made.words)
@@ -518,21 +584,60 @@ def write_timelines(
     write_figure(run_dir, made, 'video_sampling_timeline', plot_timelines(lines, is_timed),
                  'Where in each video frames were selected', caption)
 
-# %% ../../nbs/70_report/73_report.ipynb #02086410
+# %% ../../nbs/70_report/73_report.ipynb #babcbbc9
+@dataclass(frozen=True)
+class PictureMap:
+    "A map and where pictures go on it."
+    name: str             # of the plot without pictures: 'scatter_pca'
+    method: str           # in the title: 'PCA'
+    rows: np.ndarray      # (m,) int64 rows on the map
+    points: np.ndarray    # (m, 2) float32 in [0, 1]
+    placed: list[Placed]  # indices of `rows`
+
+@dataclass(frozen=True)
+class Gallery:
+    "Which rows are shown as pictures."
+    places: np.ndarray             # (s,) int64 places in the order of choice that the contact sheet shows
+    sheet: np.ndarray              # (s,) int64 rows at these places
+    maps: list[PictureMap]         # with pictures
+    pairs: list[Pair]              # selected and removed
+    groups: dict[int, np.ndarray]  # row that is kept = (c,) int64 rows of its copies, all of them
+
+    def rows(self) -> np.ndarray:  # (p,) int64 ascending
+        "All rows whose pictures are wanted."
+        on_maps = [o.rows[[p.index for p in o.placed]] for o in self.maps]
+        in_pairs = [np.array([o.retained, o.removed]) for o in self.pairs]
+        copies = [np.append(kept, rows[:N_COPIES_SHOWN]) for kept, rows in self.groups.items()]
+        return np.unique(np.concatenate([self.sheet, *on_maps, *in_pairs, *copies])).astype(np.int64)
+
+def plan_pictures(
+    made: Illustrations,    # with its maps
+    samples: pd.DataFrame,  # sample table with a selection
+    pairs: list[Pair],      # from `example_pairs`
+) -> Gallery:               # what to read
+    "Decide which pictures are shown."
+    order, maps = result_order(samples), []
+    places = sheet_places(len(order))
+    for name, (method, rows, layout) in made.layouts.items():
+        if name not in PICTURE_MAPS or (name != 'scatter_pca' and layout.method == 'PCA'): continue
+        found = pd.Index(rows).get_indexer(order)
+        maps.append(PictureMap(name, method, rows, layout.points, place_thumbnails(layout.points, found[found >= 0])))
+    return Gallery(places, order[places], maps, pairs, group_copies(samples, N_GROUPS_SHOWN)[1])
+
+# %% ../../nbs/70_report/73_report.ipynb #a37a667b
 def read_pictures(
     samples: pd.DataFrame,   # sample table
-    pairs: list[Pair],       # rows to show
+    rows: np.ndarray,        # (p,) int64 rows to read
     input_dir: Path | None,  # folder of the images and videos, None: there is none
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown, pixels
 ) -> dict[int, Image.Image]: # row = small RGB picture; those that cannot be shown are not there
-    "The pictures of all pairs."
+    "Pictures of some rows, read in one pass and made small."
     from lightly_curate.data.frames import pictures_of
-    if input_dir is None: return {}
-    rows = sorted({row for pair in pairs for row in (pair.retained, pair.removed)})
     small: dict[int, Image.Image] = {}
-    for row, picture in pictures_of(samples, np.array(rows), input_dir, max_pixels):
+    if input_dir is None: return small
+    for row, picture in pictures_of(samples, rows, input_dir, max_pixels, least_side=LEAST_SIDE):
         if isinstance(picture, str): continue
-        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS, reducing_gap=2.)
         small[row] = picture
     return small
 
@@ -544,18 +649,98 @@ def time_of(
     time_s = float(samples.at[row, 'time_s'])
     return None if math.isnan(time_s) else time_s
 
+# %% ../../nbs/70_report/73_report.ipynb #2b844fa6
+def sheet_caption(
+    n_shown: int,       # pictures on the sheet, at least one
+    n_planned: int,     # that should be on it
+    n_selected: int,    # in all, at least one
+    is_ranked: bool,    # there is an order of choice
+    words: Words,       # what the samples are called
+) -> str:
+    "What a contact sheet shows."
+    order = 'order of choice' if is_ranked else 'order of their names'
+    if n_planned == n_selected == 1: text = f'The selected {words.one}.'
+    elif n_planned == n_selected: text = f'All {n_selected:,} selected {words.many} in the {order}; the number is the place in it.'
+    else:
+        text = f'{n_planned:,} of {n_selected:,} selected {words.many}, spread evenly over the {order}; the number is the place in ' \
+               'it, 1 is the first.'
+    return text + (f' {n_planned - n_shown:,} of them cannot be shown.' if n_shown < n_planned else '')
+
+def write_sheet(
+    run_dir: RunDir,         # run
+    made: Illustrations,     # added to in place
+    samples: pd.DataFrame,   # sample table with a selection
+    planned: Gallery,        # from `plan_pictures`
+    pictures: Mapping[int, Image.Image],  # row = picture
+) -> None:
+    "Save the contact sheet."
+    run_dir.plot('contact_sheet').unlink(missing_ok=True)
+    shown = [(int(row), int(place) + 1) for row, place in zip(planned.sheet, planned.places, strict=True) if int(row) in pictures]
+    if not shown: return
+    rows, numbers = zip(*shown, strict=True)
+    is_ranked = bool(samples['rank'][planned.sheet].notna().all())
+    caption = sheet_caption(len(rows), len(planned.sheet), int(samples['selected'].sum()), is_ranked, made.words)
+    data = png_within(contact_sheet([pictures[o] for o in rows], numbers))
+    write_picture(run_dir, made, 'contact_sheet', data, 'The selection', caption)
+    made.sheet = {'n_shown': len(rows), 'filenames': samples['filename'][list(rows)].tolist()}
+
+# %% ../../nbs/70_report/73_report.ipynb #1e344f66
+def write_picture_maps(
+    run_dir: RunDir,         # run
+    made: Illustrations,     # added to in place
+    samples: pd.DataFrame,   # sample table with a selection
+    planned: Gallery,        # from `plan_pictures`
+    pictures: Mapping[int, Image.Image],  # row = picture
+) -> None:
+    "Save the maps with pictures."
+    for name in PICTURE_MAPS: run_dir.plot(f'{name}_pictures').unlink(missing_ok=True)
+    for o in planned.maps:
+        shown = {p.index: pictures[int(o.rows[p.index])] for p in o.placed if int(o.rows[p.index]) in pictures}
+        if not shown: continue
+        selected = samples['selected'].to_numpy()[o.rows]
+        figure = plot_pictures(o.points, selected, shown, o.placed, o.method, made.words)
+        write_figure(run_dir, made, f'{o.name}_pictures', figure, f'2D Scatter Plot ({o.method}), with pictures',
+                     f'Selected {made.words.many} dark, removed ones pale. Selected ones with a picture: {len(shown)}, the first in '
+                     'the order of choice that there is room for.', PICTURE_DPI)
+
+def picture_groups(
+    samples: pd.DataFrame,   # sample table
+    planned: Gallery,        # from `plan_pictures`
+    pictures: Mapping[int, Image.Image],  # row = picture
+) -> list[CopyGroup]:        # those of which the one that is kept can be shown, the largest first
+    "The largest groups of copies with their pictures."
+    groups = []
+    for kept, copies in planned.groups.items():
+        if kept not in pictures: continue
+        rows = [kept, *copies[:N_COPIES_SHOWN].tolist()]
+        groups.append(CopyGroup(samples['filename'][rows].tolist(), [pictures.get(o) for o in rows], len(copies) + 1 - len(rows)))
+    return groups
+
+def write_copies(
+    run_dir: RunDir,         # run
+    made: Illustrations,     # added to in place
+    samples: pd.DataFrame,   # sample table
+    planned: Gallery,        # from `plan_pictures`
+    pictures: Mapping[int, Image.Image],  # row = picture
+) -> None:
+    "Save the picture of the largest groups of copies."
+    run_dir.plot('duplicate_groups').unlink(missing_ok=True)
+    groups = picture_groups(samples, planned, pictures)
+    if not groups: return
+    caption = f'The largest group of exact copies: the {made.words.one} that is kept, and its copies.' if len(groups) == 1 else \
+        f'The {len(groups)} largest groups of exact copies, one in a row: the {made.words.one} that is kept, then its copies.'
+    write_figure(run_dir, made, 'duplicate_groups', plot_copies(groups), 'Exact copies', caption, PICTURE_DPI)
+
 # %% ../../nbs/70_report/73_report.ipynb #b9bb48a2
 def write_pairs(
     run_dir: RunDir,         # run
     made: Illustrations,     # added to in place
     samples: pd.DataFrame,   # sample table
     pairs: list[Pair],       # from `example_pairs`
-    input_dir: Path | None,  # folder of the images, None: there are none
-    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown, pixels
+    pictures: Mapping[int, Image.Image],  # row = picture
 ) -> None:
     "Save a picture of each pair, and note each pair."
     for old in run_dir.plots.glob('filter_decision_*.png'): old.unlink()
-    pictures = read_pictures(samples, pairs, input_dir, max_pixels)
     for pair in pairs:
         rows, plot = (pair.retained, pair.removed), None
         names = str(samples.at[pair.retained, 'filename']), str(samples.at[pair.removed, 'filename'])
@@ -584,7 +769,7 @@ def write_plots(
     input_dir: Path | None,  # folder of the images, None: vectors were given without images
     n_example_images: int,   # pairs wanted
     seed: int,               # of UMAP and of the part of a large set that is drawn
-    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown in pairs, pixels
+    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are not shown, pixels
     on_figure: Callable[[], None] = do_nothing, # called after each figure, to show progress; see `n_figures`
     *,
     curve: SelectionCurve | None = None,  # of the budget
@@ -597,6 +782,7 @@ def write_plots(
 ) -> Illustrations:          # what there is now
     "Save all figures of the report."
     made = Illustrations(words=words_for(count_sources(samples)), on_figure=on_figure)
+    write_counts(run_dir, made, sample_counts(samples))
     write_histograms(run_dir, made, before, after, neighbors)
     write_curve(run_dir, made, curve, n_selected)
     write_loss(run_dir, made, training)
@@ -604,11 +790,15 @@ def write_plots(
     write_all_maps(run_dir, made, samples, vectors, seed)
     write_pool_maps(run_dir, made, vectors.of(result_order(samples)).emb, pool, seed)
     pairs = example_pairs(samples, vectors, n_example_images)
-    write_pairs(run_dir, made, samples, pairs, input_dir, max_pixels)
+    planned = plan_pictures(made, samples, pairs)
+    pictures = read_pictures(samples, planned.rows(), input_dir, max_pixels)
+    for write in (write_sheet, write_picture_maps, write_copies): write(run_dir, made, samples, planned, pictures)
+    write_pairs(run_dir, made, samples, pairs, pictures)
     n_listed = len(np.unique(find_stand_ins(samples, vectors)[1]))
     if 0 < len(pairs) < n_example_images:
-        made.notices.append(f'There are {len(pairs)} example pairs instead of {n_example_images}, because they are '
-                            f'spread evenly over {n_listed} selected {made.words.many}, those that stand for a removed one.')
+        found = f'is {len(pairs)} example pair' if len(pairs) == 1 else f'are {len(pairs)} example pairs'
+        listed = f'the one selected {made.words.one} that stands' if n_listed == 1 else f'{n_listed:,} selected {made.words.many}, those that stand'
+        made.notices.append(f'There {found} instead of {n_example_images}, because they are spread evenly over {listed} for a removed one.')
     return made
 
 # %% ../../nbs/70_report/73_report.ipynb #46a7b883
@@ -635,6 +825,15 @@ def installed_versions(
             versions[name] = 'not installed'
     return versions
 
+# %% ../../nbs/70_report/73_report.ipynb #7ba8c131
+def find_bottleneck(
+    seconds: Mapping[str, float],  # by stage, at least one
+) -> Report:                       # as `bottleneck` in `JOB`
+    "The stage that took longest, and its share of all."
+    stage = max(seconds, key=lambda o: seconds[o])
+    total = sum(seconds.values())
+    return {'stage': stage, 'seconds': seconds[stage], 'share': round(seconds[stage]/total, 4) if total else 1.}
+
 # %% ../../nbs/70_report/73_report.ipynb #3b17e34a
 def describe_distances(
     stats: DistanceStats | NeighborStats, # of a set
@@ -642,50 +841,6 @@ def describe_distances(
     "Statistics of distances for the report."
     told = {k: v for k, v in asdict(stats).items() if k not in ('counts', 'edges')}
     return jsonable({**told, 'histogram': {'counts': stats.counts, 'edges': stats.edges}})
-
-def doubt_training(
-    training: Report | None,  # as in `TRAINING`
-    words: Words = IMAGES,    # what the samples are called
-) -> list[str]:               # sentences, none when all went well
-    "Why the embeddings of a trained backbone should not be relied upon."
-    doubts: list[str] = []
-    if training is None: return doubts
-    if training['diverged_at'] is not None:
-        doubts.append(f'The training loss stopped being a finite number in epoch {training["diverged_at"]:,}; '
-                      'see the section Training.')
-    if training['spread'] and training['spread']['is_collapsed']:
-        what = 'training diverged' if training['spread']['condition'] == Condition.DIVERGED.value else 'model collapsed'
-        doubts.append(f'The {what}: its embeddings tell too little about the {words.many}, and so does what this report '
-                      'says about distances and about the selection; see the section Training.')
-    return doubts
-
-def find_notices(
-    counts: Mapping[str, int],  # of the samples
-    stopping: Report,           # as in `STOPPING`
-    before: DistanceStats,      # of the available samples
-    after: DistanceStats,       # of the selected samples
-    neighbors: Sequence[NeighborStats] = (),  # of both
-    training: Report | None = None,           # as in `TRAINING`
-    videos: Report | None = None,             # as in `VIDEOS`
-    words: Words = IMAGES,                    # what the samples are called
-) -> list[str]:                 # sentences, those that matter most first
-    "What a reader should know before reading the numbers."
-    found = doubt_training(training, words)
-    if counts['removed'] == 0 and stopping['ended_by'] != 'none':
-        found.append(f'No available {words.one} was removed, so the selection equals the available {words.many}.')
-    if videos and videos['n_broken']:
-        verb = 'is' if videos['n_broken'] == 1 else 'are'
-        found.append(f'{videos["n_broken"]:,} of {videos["n"]:,} videos {verb} not whole; see the section Videos.')
-    for stats, what in ((before, 'before'), (after, 'after')):
-        if stats.exact: continue
-        found.append(f'Distances {what} the selection are those of {stats.n_pairs:,} pairs drawn at random out of '
-                     f'{stats.n_pairs_total:,}: in 99 of 100 such samples the share of pairs below any distance is off '
-                     f'by {stats.cdf_error:.2g} at most. The largest is the largest seen.')
-    for near, what in zip(neighbors, ('before', 'after'), strict=False):
-        if near.exact: continue
-        found.append(f'Nearest other {words.many} {what} the selection were looked up for {near.n_rows:,} of '
-                     f'{near.n_samples:,} {words.many} drawn at random: shares are off by {near.cdf_error:.2g} at most.')
-    return found
 
 # %% ../../nbs/70_report/73_report.ipynb #d04a7f6e
 def describe_budget(
@@ -719,6 +874,7 @@ def build_report(
     training: Mapping[str, Any] | None = None,  # as `learn.train` tells it, None: not trained
     neighbors: tuple[NeighborStats, NeighborStats] | None = None,  # of the available and of the selected samples
     videos: Sequence[Mapping[str, Any]] | None = None,          # facts as `describe_videos` takes them, None: no video
+    spread: Spread | None = None,         # of the available embeddings, None: not of unit length, or not measured
 ) -> Report:                        # what goes into report.json, valid
     "Everything there is to tell about a run."
     counts = count_samples(samples)
@@ -729,16 +885,18 @@ def build_report(
     near = dict(zip(('before', 'after'), map(describe_distances, neighbors), strict=True)) if neighbors else None
     trained, sources = describe_training(training), count_sources(samples)
     filmed = describe_videos(samples, videos, config.get('corruptness_check', {}).get('corruption_threshold'))
-    found = find_notices(counts, stopping, before, after, neighbors or (), trained, filmed, words_for(sources))
+    words = words_for(sources)
+    doubts = find_warnings(sample_counts(samples), stopping, before, after, neighbors or (), spread=spread, training=trained, words=words)
+    found = find_notices(before, after, neighbors or (), filmed, words)
     report = {
         'schema_version': SCHEMA_VERSION, 'job': {**job, 'config': config}, 'counts': counts, 'sources': sources,
         'shares': shares,
         'stopping': {**stopping, 'covering_distance': covering}, 'weights': weights,
         'distances': {'before': describe_distances(before), 'after': describe_distances(after)},
         'neighbors': near, 'budget': describe_budget(curve), 'datapool': datapool, 'training': trained,
-        'videos': filmed, 'savings': [asdict(o) for o in saved], 'examples': made.examples,
+        'videos': filmed, 'savings': [asdict(o) for o in saved], 'examples': made.examples, 'sheet': made.sheet,
         'corrupt': list_corrupt(samples), 'duplicates': list_duplicates(samples), 'folders': count_folders(samples),
-        'plots': made.plots, 'notices': [*found, *made.notices, *notices],
+        'plots': made.plots, 'warnings': doubts, 'notices': [*found, *made.notices, *notices],
     }
     return validate_report(jsonable(report))
 

@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from typing import Any
 import pandas as pd
 from ..core.rundir import RunDir
-from .page import counted, listed, said, spoken, table, wide_picture
+from .elements import table
+from .page import counted, figure_of, listed, said, spoken
 from .report import Report
 from .videos import N_TIMELINES
 
 # %% auto #0
-__all__ = ['TEXTS', 'READ_TIMELINES', 'N_ROWS', 'text_of', 'about_videos', 'timeline_part', 'fact', 'most_frames', 'video_lines',
-           'video_table', 'broken_videos', 'noted_videos', 'damaged_frames', 'videos_part']
+__all__ = ['TEXTS', 'READ_TIMELINES', 'N_ROWS', 'text_of', 'contact_sheet', 'about_videos', 'timeline_part', 'fact',
+           'most_frames', 'video_lines', 'video_table', 'broken_videos', 'noted_videos', 'damaged_frames',
+           'videos_part']
 
 # %% ../../nbs/70_report/77_sections.ipynb #66ef4a86
-TEXTS = {'enough': '''
+TEXTS = {'words': '''
 *Available* are all images found, without those that are counted beside them (unreadable, exact copies and the like); \
-the selection was made among them. *Removed* images are available but were not selected. Every value in this report is \
-also in `report.json`; the lists of files are in `filenames/`, and `data/samples.parquet` has one row for each image with \
-its state, the reason for it, and its nearest selected image.
-
+the selection was made among them. *Removed* images are available but were not selected. The *covering distance* is how \
+far the removed image that is served worst is from the nearest selected one. Every value in this report is also in \
+`report.json`, which is attached to the PDF; the lists of files are in `filenames/`, and `data/samples.parquet` has one row \
+for each image with its state, the reason for it, and its nearest selected image. `explore.html` shows the choice on a map \
+with pictures.
+''', 'sheet': '## What was selected', 'enough': '''
 ## How many images are enough
 
 Farthest-first selection, also called k-center, always takes the image farthest from everything selected so far. \
@@ -36,8 +40,8 @@ The model turns each image into a list of numbers, so that images with similar c
 the histograms show how far apart the images of each pair are, before and after the selection; the curves below them, how \
 far each image is from the one most like it. At unit length, which is the default, the distance is 0 for images that look \
 the same to the model and at most 2.
-''', 'maps': '''
-**How to read a histogram.** Before and after use the same axes, and the vertical one is logarithmic, so that rare close \
+''', 'histogram': '''
+**How to read the histogram.** Before and after share both axes, and the vertical one is logarithmic, so that rare close \
 pairs stay visible.
 
 * *A symmetric shape* is a good sign: no part of the data dominates.
@@ -49,7 +53,7 @@ situation too often.
 * *A long tail to the right* means that a dense group of images lies far away from the rest: another camera, another \
 season, or pictures that do not belong here.
 * *A shape like the letter D* comes from images spread as evenly as a grid, as a test set of special cases should be.
-
+''', 'maps': '''
 ## Maps of the images
 
 Each point is an image, and images with similar content are neighbours. The axes have no unit. The first map shows the \
@@ -57,7 +61,7 @@ two directions in which the images differ most (PCA). The other three (UMAP) sho
 small groups (k = 5) to large ones (k = 50); in these, distances between far groups mean little. A good selection reaches \
 every group, and thins out the crowded ones.
 ''', 'pairs': '## Selected and removed images', 'unavailable': '## Images that were not available',
-    'repeat': '''
+    'savings': '## Estimated savings', 'run': '## The run', 'repeat': '''
 ## How to repeat this run
 
 The command below, with the same images and the same versions, gives the same selection. The keys that are not shown here \
@@ -71,6 +75,16 @@ def text_of(
     "One of the texts that stand on every page."
     from IPython.display import Markdown
     return Markdown(said(TEXTS[name].strip(), report))
+
+# %% ../../nbs/70_report/77_sections.ipynb #0b5f7ff2
+def contact_sheet(
+    report: Report,   # what is in report.json
+    run_dir: RunDir,  # run
+) -> list[Any]:       # IPython objects to display
+    "Pictures of the selection, with a heading."
+    from IPython.display import Markdown
+    missing = Markdown(said('The images themselves are not at hand, so none of the selected ones is shown.', report))
+    return [text_of(report, 'sheet'), *(figure_of(report, run_dir, 'contact_sheet') or [missing])]
 
 # %% ../../nbs/70_report/77_sections.ipynb #0028b657
 def about_videos(
@@ -107,10 +121,10 @@ def timeline_part(
     n_drawable, text = sum(o['looked_at'] > 0 for o in report['videos']['shown']), READ_TIMELINES
     if n_drawable > N_TIMELINES:
         text += f' Drawn are the {N_TIMELINES} videos with the most frames, of {report["videos"]["n"]:,}.'
-    return [Markdown(text), wide_picture(report, run_dir, 'video_sampling_timeline')]
+    return [Markdown(text), *figure_of(report, run_dir, 'video_sampling_timeline')]
 
 # %% ../../nbs/70_report/77_sections.ipynb #e66926fb
-N_ROWS = 30  # of each table
+N_ROWS = 25  # of each table
 
 def fact(
     value: float | None,  # None: not known

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from unicodedata import east_asian_width
 import mistune
 from bs4 import BeautifulSoup, NavigableString, Tag
@@ -15,13 +16,14 @@ from bs4.element import PreformattedString
 # %% auto #0
 __all__ = ['CONTROL', 'SURROGATE', 'LONG_WORD', 'PART', 'FORMULA', 'FORMULA_BLOCK', 'RULE', 'DECLARATION', 'WRAPPERS', 'UNSEEN',
            'CODE', 'LONG_SPAN', 'CHARACTER', 'PADDING', 'COMFORT', 'UPRIGHT', 'SIDEWAYS', 'TRIALS', 'UNIT', 'NUMBER',
-           'NO_NUMBER', 'SHORT_TABLE', 'BLOCKS', 'ANSI', 'LINE', 'LOOKS', 'SETTINGS', 'INTRODUCED', 'KEPT', 'literal',
-           'join', 'pieces', 'set_text', 'read_formula', 'read_formula_block', 'write_formula', 'formulas',
-           'markdown_to_html', 'Media', 'Block', 'read_styles', 'set_color', 'set_inline', 'set_box', 'set_image',
-           'set_link', 'Cell', 'read_span', 'place_cells', 'Grid', 'read_grid', 'Layout', 'count_width', 'lay_out',
-           'share', 'is_numeric', 'measure_columns', 'set_cell', 'set_table', 'trim', 'set_blocks', 'set_paragraph',
-           'set_block', 'set_list', 'set_html', 'clean_terminal_text', 'set_verbatim', 'keep_together', 'Head',
-           'set_levels', 'set_pages', 'set_document']
+           'NO_NUMBER', 'BAR', 'SHORT_TABLE', 'BLOCKS', 'CARD_LENGTH', 'ANSI', 'LINE', 'LOOKS', 'FORMS', 'SETTINGS',
+           'INTRODUCED', 'KEPT', 'literal', 'join', 'pieces', 'set_text', 'read_formula', 'read_formula_block',
+           'write_formula', 'formulas', 'markdown_to_html', 'Media', 'Block', 'read_styles', 'set_color', 'set_inline',
+           'set_box', 'read_share', 'set_image', 'set_link', 'Cell', 'read_span', 'place_cells', 'Grid', 'read_grid',
+           'Layout', 'count_width', 'lay_out', 'share', 'is_numeric', 'measure_columns', 'set_cell', 'set_table',
+           'trim', 'set_blocks', 'set_paragraph', 'set_block', 'set_figure', 'set_cards', 'set_list', 'set_html',
+           'clean_terminal_text', 'set_verbatim', 'keep_together', 'Head', 'set_levels', 'set_pages', 'set_date',
+           'set_document']
 
 # %% ../../nbs/70_report/74_typeset.ipynb #64dc9c36
 CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]')
@@ -181,6 +183,7 @@ def set_inline(
     if node.name == 'br': return 'linebreak()'
     if node.name == 'img': return set_image(node, media, True)
     if node.name == 'input': return set_box(node)
+    if node.name == 'progress': return f'bar({read_share(node):.4f})'
     if 'formula' in node.get('class', []): return media.formula(node.get_text(), False)
     if node.name in CODE: return f'code({set_text(node.get_text(), limit)})'
     body = join(set_inline(o, media, limit) for o in node.children)
@@ -195,6 +198,13 @@ def set_box(
     "Box of a task; other inputs show nothing."
     if node.get('type') != 'checkbox': return '[]'
     return literal('☑ ' if node.has_attr('checked') else '☐ ')
+
+def read_share(
+    node: Tag,  # progress element
+) -> float:     # 0 to 1
+    "Filled part of a bar."
+    value, most = (float(node.get(name, default)) for name, default in (('value', '0'), ('max', '1')))
+    return min(max(value/most, 0.), 1.) if most > 0 else 0.
 
 def set_image(
     node: Tag,     # img element
@@ -341,6 +351,8 @@ def is_numeric(
     values = [o for o in texts if o.lower() not in NO_NUMBER]
     return bool(values) and all(NUMBER.fullmatch(o) for o in values)
 
+BAR = 13.  # width of a bar in mean characters
+
 def measure_columns(
     grid: Grid,  # table
 ) -> tuple[list[float], list[float]]:  # for each column, width of the longest word; of the longest text; in characters
@@ -354,6 +366,7 @@ def measure_columns(
         longest = [count_width(o)*bold for part in pieces(text) for o in part.split()]
         words[cell.column] = max(words[cell.column], *longest, 1)
         texts[cell.column] = max(texts[cell.column], words[cell.column], count_width(text)*bold)
+        if cell.node.find('progress'): words[cell.column] = texts[cell.column] = max(words[cell.column], BAR)
         for image in cell.node.find_all('img'):
             width = re.match(r'\d+', image.get('width', ''))
             pictures[cell.column] = max(pictures.get(cell.column, 0.), float(width[0]) if width else 160.)
@@ -471,15 +484,43 @@ def set_block(
     if re.fullmatch('h[1-6]', name):
         return [Block(join(set_inline(o, media) for o in trim(list(node.children))), level=int(name[1]))]
     if name == 'table': return set_table(node, media)
-    if name == 'hr': return [Block('rule()')]
+    if name == 'hr': return [Block('pagebreak(weak: true)' if 'page' in classes else 'rule()')]
     if name in ('ul', 'ol'): return [set_list(node, media)]
     if name == 'pre': return [Block(set_verbatim(node.get_text().strip('\n'), 'source'))]
+    if name == 'figure': return [set_figure(node, media)]
+    if 'cards' in classes: return [set_cards(node, media)]
     if 'formula' in classes: return [Block(media.formula(node.get_text(), True))]
     blocks = set_blocks(node.children, media)
     if not blocks: return []
     if name == 'blockquote': return [Block(f'note({join(o.source for o in blocks)})')]
     if 'footnotes' in classes: return [Block(f'footnotes({join(o.source for o in blocks)})')]
     return blocks
+
+# %% ../../nbs/70_report/74_typeset.ipynb #0e6cbe6a
+def set_figure(
+    node: Tag,     # figure element
+    media: Media,  # what makes pictures
+) -> Block:        # its pictures side by side, its caption below
+    "Figure."
+    pictures = [set_image(o, media, False) for o in node.find_all('img')]
+    caption = node.find('figcaption')
+    label = join(set_inline(o, media) for o in trim(list(caption.children))) if caption else 'none'
+    return Block(f'shown({label}, {", ".join(pictures)})')
+
+CARD_LENGTH = 5.6  # characters of 14 points that fit into a card
+
+def set_cards(
+    node: Tag,     # dl element of the class `cards`: a div for each number, in it dt, dd and perhaps a second dd
+    media: Media,  # what makes pictures and formulas
+) -> Block:        # a strip of cards
+    "Numbers that matter, large; a long one in smaller type, so that it stays on one line."
+    cards = []
+    for card in node.find_all('div', recursive=False):
+        name, value, *details = card.find_all(['dt', 'dd'])
+        size = min(14., 14*CARD_LENGTH/max(1., count_width(value.get_text())))
+        parts = [join(set_inline(o, media) for o in part.children) for part in (name, value, *details)]
+        cards.append(f'card({", ".join([*parts[:2], f"{size:.1f}pt", *(f"detail: {o}" for o in parts[2:])])})')
+    return Block(f'cards({", ".join(cards)})')
 
 def set_list(
     node: Tag,     # ul or ol element
@@ -524,7 +565,7 @@ def set_verbatim(
 LOOKS = r'''
 #let ink = rgb("#1f2933")
 #let slate = rgb("#52606d")
-#let accent = rgb("#0b5f73")
+#let accent = rgb("#0a4a78")
 #let tints = (source: luma(246), result: luma(250), stdout: luma(246), stderr: rgb("#fdf4e3"), error: rgb("#fdecea"))
 #let edges = (source: luma(205), result: luma(225), stdout: luma(205), stderr: rgb("#c98a1b"), error: rgb("#b3261e"))
 #let mono = ("DejaVu Sans Mono", "DejaVu Sans", "Libertinus Serif")
@@ -536,6 +577,18 @@ LOOKS = r'''
   width: 100%, fill: fill, stroke: (left: 2pt + edge), inset: (x: 9pt, y: 7pt), radius: (right: 2pt), body
 )
 #let note(body) = boxed(rgb("#fff6e0"), rgb("#d99a1c"), body)
+#let bar(share) = box(width: 5.5em, height: .6em, radius: 1pt, fill: luma(232), {
+  box(width: share * 100%, height: 100%, radius: 1pt, fill: accent)
+})
+#let card(name, value, size, detail: none) = {
+  set par(leading: .45em, spacing: .75em)
+  par(text(size: size, weight: "bold", fill: ink, value))
+  par(text(size: 7.4pt, weight: "bold", fill: slate, name))
+  if detail != none { par(text(size: 6.8pt, fill: slate, detail)) }
+}
+#let cards(..all) = block(breakable: false, above: 1.4em, below: 1.4em, grid(
+  columns: (1fr,) * calc.min(6, all.pos().len()), gutter: 6pt, inset: 7pt, fill: luma(246), stroke: (top: 2pt + accent), ..all
+))
 #let missing(body) = boxed(rgb("#fdecea"), rgb("#b3261e"), text(size: .92em, body))
 #let footnotes(body) = { line(length: 30%, stroke: .5pt + luma(180)); text(size: .88em, body) }
 #let verbatim(kind, body) = boxed(tints.at(kind), edges.at(kind), {
@@ -543,6 +596,10 @@ LOOKS = r'''
   show "\u{200b}": cut
   raw(block: true, body)
 })
+'''
+
+# %% ../../nbs/70_report/74_typeset.ipynb #abc93531
+FORMS = r'''
 #let caption(body) = block(sticky: true, below: .6em, text(size: .9em, fill: slate, body))
 #let head(body) = text(weight: "bold", fill: slate, body)
 #let sheet(size, columns, sides, ..cells) = block(width: 100%, {
@@ -562,6 +619,10 @@ LOOKS = r'''
   fit(path, alt, width, ratio)
   if label != none { block(above: .5em, text(size: .9em, fill: slate, label)) }
 })
+#let shown(label, ..pictures) = block(breakable: false, above: 1.1em, below: 1.5em, {
+  grid(columns: (1fr,) * pictures.pos().len(), column-gutter: 9pt, ..pictures.pos())
+  if label != none { block(above: .6em, text(size: .9em, fill: slate, label)) }
+})
 '''
 
 # %% ../../nbs/70_report/74_typeset.ipynb #dbd20971
@@ -576,11 +637,11 @@ show raw.where(block: true): set align(left)
 show link: set text(fill: accent)
 show heading: set text(weight: "bold", fill: accent)
 show heading: set block(above: 1.7em, below: .8em)
-show heading.where(level: 1): set text(size: 21pt, weight: "bold", fill: ink)
+show heading.where(level: 1): set text(size: 21pt, weight: "bold", fill: white)
 show heading.where(level: 1): it => block(
-  width: 100%, below: .8em, sticky: true, stroke: (bottom: 1.6pt + accent), inset: (bottom: 9pt), it.body
+  width: 100%, below: 1em, sticky: true, fill: accent, radius: 3pt, inset: (x: 14pt, y: 16pt), it.body
 )
-show heading.where(level: 2): set text(size: 14pt)
+show heading.where(level: 2): set text(size: 15pt)
 show heading.where(level: 3): set text(size: 11pt)
 show heading.where(level: 4): set text(size: 9.6pt)
 set page(paper: "a4", margin: (x: 20mm, top: 18mm, bottom: 20mm), footer: context {
@@ -591,7 +652,7 @@ set page(paper: "a4", margin: (x: 20mm, top: 18mm, bottom: 20mm), footer: contex
 '''
 
 # %% ../../nbs/70_report/74_typeset.ipynb #69c2a990
-INTRODUCED = ('sheet(', 'short_sheet(', 'picture(', 'list(', 'enum(')  # what a paragraph may lead up to
+INTRODUCED = ('sheet(', 'short_sheet(', 'picture(', 'shown(', 'cards(', 'list(', 'enum(')  # what a paragraph may lead up to
 KEPT = 3000  # characters of source up to which a paragraph or a list is short
 
 def keep_together(
@@ -616,6 +677,7 @@ class Head:
     authors: tuple[str, ...] = ()        # names
     keywords: tuple[str, ...] = ()       # words to find it by
     language: str = 'en'                 # ISO 639-1
+    date: datetime | None = None         # of what it tells, None: not known
 
 def set_levels(
     blocks: list[Block],  # blocks of the document
@@ -648,6 +710,15 @@ def set_pages(
             waiting, turned = [], []
     return [o for o in done if o]
 
+# %% ../../nbs/70_report/74_typeset.ipynb #928b3fa2
+def set_date(
+    date: datetime | None,  # None: not known
+) -> str:                   # typst expression
+    "Date and time."
+    if date is None: return 'none'
+    parts = ('year', 'month', 'day', 'hour', 'minute', 'second')
+    return f'datetime({", ".join(f"{o}: {getattr(date, o)}" for o in parts)})'
+
 def set_document(
     blocks: list[Block],         # blocks of the document
     head: Head,                  # what it says about itself
@@ -655,9 +726,9 @@ def set_document(
 ) -> str:                        # typst source of the document
     "Whole document."
     authors, keywords = (f'({"".join(literal(o) + ", " for o in names)})' for names in (head.authors, head.keywords))
-    about = f'set document(title: {literal(head.title)}, author: {authors}, keywords: {keywords}, date: none)'
+    about = f'set document(title: {literal(head.title)}, author: {authors}, keywords: {keywords}, date: {set_date(head.date)})'
     language = head.language if re.fullmatch('[a-z]{2,3}', head.language) else 'en'
     footline = literal(head.title if len(head.title) <= 90 else head.title[:89] + '…')
     lines = [about, f'set text(lang: "{language}")', f'let footline = {footline}', SETTINGS, *attached]
     lines += set_pages(keep_together(set_levels(blocks)))
-    return LOOKS + '#{\n' + '\n'.join(lines) + '\n}\n'
+    return LOOKS + FORMS + '#{\n' + '\n'.join(lines) + '\n}\n'

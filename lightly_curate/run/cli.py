@@ -7,16 +7,19 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 from .. import __version__
 from ..core.config import (CONFIG_NAME, CurateConfig, check_override, check_overrides, check_paths,
-                                        compose_config, help_text, leaves, register, tidy_override, to_config, without_token)
+                                        compose_config, help_text, is_folder, leaves, register, tidy_override, to_config,
+                                        without_token)
 from ..core.errors import ConfigError, CurateError
 from ..core.progress import draw, duration, read_status, tick_text
 from ..core.rundir import RunDir
@@ -25,9 +28,9 @@ from .jobs import DISK_FAULTS, JobError, run_job
 from .start import PlannedRun, create_run, recut
 
 # %% auto #0
-__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'AGAIN', 'tell', 'Watcher', 'watching', 'checked',
-           'exit_code', 'job_of', 'stop', 'check_ended', 'carry_out', 'run_hydra', 'main', 'choose_again',
-           'check_flags', 'tell_sanity']
+__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'COMMANDS', 'tell', 'Watcher', 'watching', 'checked',
+           'exit_code', 'job_of', 'stop', 'check_ended', 'carry_out', 'run_hydra', 'main', 'check_flags', 'tell_sanity',
+           'refuse', 'split_words', 'choose_again', 'render_again', 'compare_two', 'use_finished']
 
 # %% ../../nbs/80_run/86_cli.ipynb #51a5d30e
 LOOK_EVERY_S = 0.2     # seconds between looks into the run folder
@@ -192,7 +195,6 @@ def run_hydra(
 # %% ../../nbs/80_run/86_cli.ipynb #b587d150
 FLAGS = ('--multirun', '-m', '--cfg', '-c')  # of Hydra, beside --help and --version
 CFG = ('--cfg', '-c')
-AGAIN = 'select'  # first word of a new choice from a finished run
 
 def main() -> int:  # exit code
     "Entry of `lightly-curate`."
@@ -204,7 +206,7 @@ def main() -> int:  # exit code
     if '--version' in words:
         sys.stdout.write(f'lightly_curate {__version__}\n')
         return 0
-    if words[:1] == [AGAIN]: return choose_again(words[1:])
+    if words and words[0] in COMMANDS: return use_finished(words[0], words[1:])
     is_flag = [o.startswith('-') or (i > 0 and words[i - 1] in CFG) for i, o in enumerate(words)]
     flags = [o for o, flag in zip(words, is_flag, strict=True) if flag]
     is_multirun = bool({'--multirun', '-m'} & set(flags))
@@ -217,21 +219,6 @@ def main() -> int:  # exit code
     except CurateError as error:
         return exit_code(error, None)
     return run_hydra([*overrides, *flags])
-
-def choose_again(
-    words: Sequence[str],   # folder of a run, then overrides
-) -> int:                   # exit code
-    "Choose again from the vectors of a finished run."
-    try:
-        if not words or '=' in words[0] or words[0].startswith('-'):
-            raise ConfigError([f'{AGAIN} is followed by {words[0] if words else "nothing"}, needed is the folder of a '
-                               f'finished run: lightly-curate {AGAIN} RUN n_samples=500'])
-        flags = [f'{o} cannot be used with {AGAIN}; leave it out' for o in words[1:] if o.startswith('-')]
-        if flags: raise ConfigError(flags)
-        carry_out(recut(words[0], words[1:]))
-        return 0
-    except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
-        return exit_code(error, None)
 
 def check_flags(
     flags: Sequence[str],  # words that start with a dash, and what follows --cfg
@@ -249,3 +236,73 @@ def tell_sanity(
     checks = sanity_checks(cfg.output_dir)
     sys.stdout.write(f'lightly_curate {__version__}\n{sanity_text(checks)}\n')
     return 0 if all(o.works for o in checks) else 1
+
+# %% ../../nbs/80_run/86_cli.ipynb #f65c3257
+def refuse(
+    words: Sequence[str],   # that have no place here, may be none
+    where: str,             # the command, and what it takes
+) -> None:
+    "Tell all words that a command has no use for."
+    if words: raise ConfigError([f'{o} cannot be used with {where}; leave it out' for o in words])
+
+def split_words(
+    command: str,           # one of COMMANDS
+    words: Sequence[str],   # what follows it
+) -> tuple[list[Path], list[str]]:  # folders of runs, as many as the command needs; the other words
+    "Take a command apart."
+    example = COMMANDS[command][1]
+    n = sum(o.startswith('RUN') for o in example.split())
+    folders = [o for o in words[:n] if not o.startswith('-') and ('=' not in o or is_folder(o))]
+    if len(folders) < n:
+        needed = 'is the folder of a finished run' if n == 1 else 'are the folders of two finished runs'
+        raise ConfigError([f'{command} is followed by {" ".join(words) or "nothing"}, needed {needed}: {example}'])
+    refuse([o for o in words[n:] if o.startswith('-')], command)
+    return [Path(o) for o in folders], list(words[n:])
+
+# %% ../../nbs/80_run/86_cli.ipynb #3db2a429
+def choose_again(
+    words: Sequence[str],   # folder of a run, then overrides
+) -> None:
+    "Choose again from the vectors of a finished run."
+    (run,), overrides = split_words('select', words)
+    carry_out(recut(str(run), overrides))
+
+def render_again(
+    words: Sequence[str],   # folder of a run
+) -> None:
+    "Make report.pdf and report.html of a run again."
+    (run,), rest = split_words('report', words)
+    refuse(rest, 'report, which only renders report.json and plots/ again')
+    from lightly_curate.run.pipeline import render_run
+    run_dir = RunDir(run.absolute())
+    with tempfile.TemporaryDirectory(prefix='curate-') as place: render_run(run_dir, Path(place)/'report.ipynb')
+    tell(f'done\n  {run_dir.report_pdf}\n  {run_dir.report_html}\n')
+
+def compare_two(
+    words: Sequence[str],   # folders of two runs, then output_dir=FOLDER if wanted
+) -> None:
+    "Tell what changed between two runs."
+    (a, b), rest = split_words('compare', words)
+    refuse([o for o in rest if not o.startswith('output_dir=')], 'compare, which takes two runs and output_dir=FOLDER')
+    if len(rest) > 1: raise ConfigError([f'output_dir is given {len(rest)} times; give it once'])
+    from lightly_curate.run.compare import comparison_text, make_comparison, read_comparison
+    files = make_comparison(RunDir(a), RunDir(b), ''.join(rest).partition('=')[2])
+    known = sys.stdout.encoding or 'utf-8'
+    tell(comparison_text(read_comparison(files)).encode(known, 'backslashreplace').decode(known), sys.stdout)
+    tell(f'\n  {files.pdf}\n  {files.json}\n')
+
+COMMANDS = {'select': (choose_again, 'lightly-curate select RUN n_samples=500'),
+            'report': (render_again, 'lightly-curate report RUN'),
+            'compare': (compare_two, 'lightly-curate compare RUN_A RUN_B')}
+
+def use_finished(
+    command: str,           # one of COMMANDS
+    words: Sequence[str],   # what follows it
+) -> int:                   # exit code
+    "Do something with finished runs."
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        COMMANDS[command][0](words)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
+        return exit_code(error, None)

@@ -22,7 +22,7 @@ __all__ = ['JOBS', 'DISK_FAULTS', 'MAX_SOCKET_PATH', 'job_path', 'check_paramete
            'execute', 'run_job']
 
 # %% ../../nbs/80_run/81_jobs.ipynb #504d7d67
-JOBS = ('curate', 'train', 'embed', 'select', 'report')
+JOBS = ('curate', 'train', 'embed', 'select', 'report', 'compare')
 
 def job_path(
     name: str,  # one of JOBS

@@ -19,10 +19,10 @@ import pandas as pd
 import yaml
 from ..clean.duplicates import mark_duplicates, mark_equal_vectors
 from ..clean.integrity import check_integrity, mark_damaged, refuse_all_corrupt
-from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_trained, leaves, notices
-from ..core.errors import ConfigError, EmbeddingsError, InputError
+from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_trained, leaves, notices, parse_config
+from ..core.errors import ConfigError, EmbeddingsError, InputError, ReportError
 from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
-from ..core.rundir import replacing
+from ..core.rundir import RunDir, replacing
 from ..core.samples import (available, count_samples, load_samples, make_samples, result_order,
                                          save_samples, with_columns)
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
@@ -35,29 +35,31 @@ from ..deliver.export import (write_available_embeddings, write_corruptness, wri
 from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
 from ..embed.sequences import sequence_information
 from ..embed.vectors import Vectors, normalize
+from ..learn.collapse import Spread, measure_spread
 from ..learn.downloads import sha256_of
 from ..report.explore import maps_of, write_explore
-from ..report.report import (Illustrations, build_report, describe_machine, installed_versions, n_figures,
-                                          write_plots, write_report)
+from ..report.report import (Illustrations, Report, build_report, describe_machine, find_bottleneck,
+                                          installed_versions, n_figures, read_report, write_plots, write_report)
 from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
                                          with_exact_min)
-from .jobs import run_job
-from .start import PlannedRun
+from .jobs import execute, job_path
+from .start import PlannedRun, place_of
 from ..select.budget import SelectionCurve
 from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, held_out,
                                             mark_excluded, mark_members, pool_checkpoint, pool_files, read_pool, update_pool)
 from ..select.select import curve_of, select
 
 # %% auto #0
-__all__ = ['TIME', 'Work', 'NO_VIDEOS', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark', 'table_after',
-           'save_arrays', 'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing', 'mark_given',
-           'has_videos', 'check_videos', 'scan_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request',
-           'trained_checkpoint', 'backbone_request', 'weights_of', 'will_train', 'try_weights', 'embedding_request',
-           'read_videos', 'known_vectors', 'clean_stage', 'train_stage', 'embed_stage', 'as_selected',
-           'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members', 'select_stage',
-           'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'done_stages', 'describe_job',
-           'origin_notice', 'stopping_facts', 'training_facts', 'make_figures', 'report_stage', 'render',
-           'stages_to_do', 'watched', 'curate']
+__all__ = ['TIME', 'Work', 'NO_VIDEOS', 'SPREAD_ROWS', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark',
+           'table_after', 'save_arrays', 'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing',
+           'mark_given', 'has_videos', 'check_videos', 'scan_stage', 'given_weights', 'device_name', 'open_pool',
+           'weights_request', 'trained_checkpoint', 'backbone_request', 'weights_of', 'will_train', 'try_weights',
+           'embedding_request', 'read_videos', 'known_vectors', 'clean_stage', 'train_stage', 'embed_stage',
+           'as_selected', 'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members',
+           'select_stage', 'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'done_stages',
+           'describe_job', 'origin_notice', 'stopping_facts', 'training_facts', 'spread_of', 'explore', 'make_figures',
+           'report_stage', 'report_command', 'check_rendered_from', 'render_run', 'render', 'stages_to_do', 'watched',
+           'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
@@ -171,7 +173,7 @@ def tell_missing(
 ) -> str | None:            # sentence, None when all are there
     "Say how many samples have no image."
     n_missing = sum(not Path(input_dir, o).is_file() for o in samples['path']) if is_folder(input_dir) else len(samples)
-    return f'{n_missing} of {len(samples)} samples have no image in input_dir.' if n_missing else None
+    return f'{n_missing:,} of {len(samples):,} samples have no image in input_dir.' if n_missing else None
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #40f02b0b
 def mark_given(
@@ -603,8 +605,8 @@ def describe_job(
     device = finished_mark(run, 'embed').result['device']
     return {'command': command(run), 'source': 'embeddings' if run.cfg.embeddings else 'images',
             'started_at': marks[0].started_at, 'finished_at': time.strftime(TIME),
-            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'machine': describe_machine(device),
-            'versions': installed_versions(), 'config': asdict(run.cfg)}
+            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'bottleneck': find_bottleneck(seconds),
+            'machine': describe_machine(device), 'versions': installed_versions(), 'config': asdict(run.cfg)}
 
 def origin_notice(
     run: PlannedRun,  # run
@@ -629,6 +631,32 @@ def training_facts(
     "What was trained."
     return finished_mark(run, 'train').result if is_trained(run.cfg) else None
 
+SPREAD_ROWS = 20_000  # embeddings that are looked at to tell whether they are all alike
+
+def spread_of(
+    run: PlannedRun,         # run
+    samples: pd.DataFrame,   # sample table
+) -> Spread | None:          # None: they are selected from at any length, and then angles do not tell
+    "How far apart the embeddings of the available samples are, or as many of them, evenly spaced, as are enough."
+    if not run.cfg.normalize_embeddings: return None
+    rows = available(samples)
+    return measure_spread(load_vectors(run).of(rows[::-(-len(rows)//SPREAD_ROWS)]).emb)
+
+def explore(
+    run: PlannedRun,               # run
+    samples: pd.DataFrame,         # sample table after selection
+    vectors: Vectors,              # as the selection sees them
+    made: Illustrations,           # with its maps
+    curve: SelectionCurve | None,  # None: no curve
+) -> None:
+    "Write the page to explore a run with."
+    cfg, chosen = run.cfg, finished_mark(run, 'select').result
+    write_explore(run.dir.explore_html, samples, maps_of(list(made.layouts.values()), samples, vectors, cfg.lightly['seed']),
+                  Path(cfg.input_dir) if is_folder(cfg.input_dir) else None, title=Path(cfg.embeddings or cfg.input_dir).name,
+                  curve=curve, n_before=chosen['n_before'], max_pixels=cfg.max_image_pixels,
+                  is_own_curve=cfg.method == 'coreset' and cfg.selected_sequence_length == 1)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #75719dd3
 def make_figures(
     run: PlannedRun,               # run
     samples: pd.DataFrame,         # sample table after selection
@@ -645,7 +673,8 @@ def make_figures(
     told, films = training_facts(run), finished_mark(run, 'clean').result.get('videos')
     n_parts = 5 + n_figures(n_pairs, has_curve=curve is not None, has_pool=has_pool, has_neighbors=True,
                             has_training=bool(told and told['loss']),
-                            has_timelines=bool(films) and cfg.show_video_sampling_timeline)
+                            has_timelines=bool(films) and cfg.show_video_sampling_timeline, has_pictures=input_dir is not None,
+                            has_copies=counts['duplicate'] > 0)
     with Progress('reporting', n_parts, 'parts') as progress:
         x = [vectors.of(o).emb for o in (available(samples), result_order(samples))]
         before = pairwise_stats(x[0], max_bytes, seed)
@@ -658,9 +687,7 @@ def make_figures(
         made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
                            progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told,
                            videos=films, timelines=cfg.show_video_sampling_timeline)
-        write_explore(run.dir.explore_html, samples, maps_of(made.layouts, samples, vectors, seed), input_dir,
-                      title=Path(cfg.embeddings or cfg.input_dir).name, curve=curve, n_before=chosen['n_before'], max_pixels=cfg.max_image_pixels,
-                      is_own_curve=cfg.method == 'coreset' and cfg.selected_sequence_length == 1)
+        explore(run, samples, vectors, made, curve)
         progress.advance()
     return before, after, neighbors, made
 
@@ -681,22 +708,59 @@ def report_stage(
     for page in (run.dir.report_pdf, run.dir.report_html): page.unlink(missing_ok=True)  # of an earlier report.json
     report = build_report(samples, job, stopping_facts(run), facts['embed']['weights'], before, after, saved, made, said,
                           curve=curve, neighbors=neighbors, datapool=facts['deliver']['datapool'], training=training_facts(run),
-                          videos=facts['clean'].get('videos'))
+                          videos=facts['clean'].get('videos'), spread=spread_of(run, samples))
     write_report(report, run.dir.report_json)
     return samples, {}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #caee88fe
+def report_command(
+    run_dir: RunDir,  # run
+) -> str:             # shell words
+    "The command that does the report step of a run again, once its report.json is gone."
+    if not (run_dir.config_yaml.is_file() and run_dir.overrides_yaml.is_file()): return "the command of the run with 'steps=[report]' and its run_directory"
+    before = parse_config(run_dir.config_yaml.read_text(encoding='utf-8')).run_directory
+    output_dir, name = place_of(run_dir.root.absolute(), before)
+    words = [o for o in yaml.safe_load(run_dir.overrides_yaml.read_text(encoding='utf-8'))
+             if o.partition('=')[0] not in ('steps', 'output_dir', 'run_directory')]
+    return shlex.join(['lightly-curate', *words, f'output_dir={output_dir}', f'run_directory={name}', 'steps=[report]'])
+
+def check_rendered_from(
+    run_dir: RunDir,  # run
+) -> Report:          # what is in report.json
+    "Refuse a run whose report.json or plots are missing or of another version."
+    if not (run_dir.report_json.is_file() or run_dir.config_yaml.is_file()):
+        raise InputError(f'{str(run_dir.root)!r} is no folder of a run (it holds neither report.json nor config/config.yaml); '
+                         'give the run folder that an earlier run has printed')
+    anew = f'to make report.json and plots/ anew, remove report.json and use {report_command(run_dir)}'
+    try:
+        report = read_report(run_dir.report_json)
+    except ReportError as error:
+        raise ReportError(f'{error}; {anew}') from None
+    missing = [o['file'] for o in report['plots'] if not (run_dir.root/o['file']).is_file()]
+    if missing: raise ReportError(f'{len(missing)} of {len(report["plots"])} plots of {run_dir.root} are missing, the first is {missing[0]}; {anew}')
+    return report
+
+def render_run(
+    run_dir: RunDir,                  # run with report.json and plots
+    record: Path,                     # executed copy of the notebook, report.ipynb in some folder
+    kernel_log: Path | None = None,   # what its kernel writes, None: nowhere
+) -> None:
+    "Make report.pdf and report.html, in place of earlier ones when both are whole."
+    from lightly_curate.report.render import render_html, render_pdf
+    started_at = check_rendered_from(run_dir)['job']['started_at']
+    execute(job_path('report'), record, {'run_dir': str(run_dir.root)}, kernel_log)
+    with replacing(run_dir.report_html) as html, replacing(run_dir.report_pdf) as pdf:
+        render_html(record, html)
+        render_pdf(record, pdf, attachments=[run_dir.report_json], date=started_at)
+
 def render(
     run: PlannedRun,  # run with report.json and plots
 ) -> None:
-    "Make report.pdf and report.html from report.json and the plots."
+    "Make report.pdf and report.html unless they are there."
     if run.dir.report_pdf.is_file() and run.dir.report_html.is_file(): return
-    from lightly_curate.report.render import render_html, render_pdf
     begun = time.perf_counter()
     logger.info('making report.html and report.pdf')
-    page = run_job('report', run.dir)
-    render_html(page, run.dir.report_html)
-    render_pdf(page, run.dir.report_pdf, attachments=[run.dir.report_json])
+    render_run(run.dir, run.dir.job('report'), run.dir.kernel_log)
     logger.info('report.pdf and report.html: done in %.1f s', time.perf_counter() - begun)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #3cc3955c
