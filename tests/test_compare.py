@@ -311,6 +311,7 @@ def test_interrupted_rendering_leaves_the_old_pages(copied, monkeypatch, tmp_pat
     assert {o.name for o in copied.root.iterdir()} == {'plots', 'report.json', 'report.pdf', 'report.html'}
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_report_of_another_version_is_made_anew_as_told(whole, tmp_path):
     "The command in the message works when it is pasted."

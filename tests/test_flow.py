@@ -150,6 +150,7 @@ def test_other_request_in_the_same_folder_is_refused(run, work, sample_folder):
     assert 'n_samples: 0.3' in run.config_yaml.read_text()
 
 
+@pytest.mark.slow
 def test_steps_one_by_one(run, work, sample_folder):
     words = [f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=steps', 'stopping_condition.n_samples=0.3']
     finish(*words, 'steps=[embed]', cwd=work)
@@ -270,6 +271,7 @@ def test_dump_of_images_that_are_not_there_is_refused(run, work):
     assert answer.returncode == 2 and 'have no image in input_dir' in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_lost_result_is_made_again(run, work, sample_folder):
     before, page = run.sampled_filenames.read_bytes(), run.report_pdf.stat().st_mtime_ns
     for lost in (run.sampled_filenames, run.report_json): lost.unlink()
@@ -322,6 +324,7 @@ def test_sanity_check(work):
     assert 'Everything a run needs works.' in answer.stdout
 
 
+@pytest.mark.slow
 def test_multirun(work, sample_folder):
     words = [f'input_dir={sample_folder}', 'output_dir=many', 'steps=[embed,select]', 'run_directory=n${stopping_condition.n_samples}']
     answer = curate('--multirun', *words, 'stopping_condition.n_samples=2,3', cwd=work)
@@ -413,6 +416,7 @@ def test_stops_when_everything_is_covered(tmp_path, method):
     assert without.max() > .6, 'one sample fewer would not have been enough'
 
 
+@pytest.mark.slow
 def test_choose_again_from_images(run, work):
     "lightly-curate select RUN: the first of the ranking, in a folder beside RUN, from the same vectors, with a report."
     again = finish('select', 'out/first', 'n_samples=7', cwd=work)
@@ -440,6 +444,7 @@ def test_choose_again_by_other_means(run, work):
     assert answer.returncode == 2 and 'n_samples is no known key' in answer.stderr, 'short names are for select RUN alone'
 
 
+@pytest.mark.slow
 def test_two_runs_with_a_datapool(run, work, sample_folder):
     "The second run adds to what the first one chose, and its report tells of both."
     shared = work/'pools'

@@ -49,6 +49,7 @@ def test_whole_flow(trained):
     assert trained.last_checkpoint.is_file()
 
 
+@pytest.mark.slow
 def test_cut_again_keeps_what_was_trained(trained, work):
     "A new choice from the vectors of a trained run tells of the training, and does none."
     again = finish('select', trained.root, 'n_samples=7', 'lightly.seed=5', cwd=work)
@@ -58,6 +59,7 @@ def test_cut_again_keeps_what_was_trained(trained, work):
     assert not list(again.root.glob('*.ckpt'))
 
 
+@pytest.mark.slow
 def test_checkpoint_from_the_shared_folder(trained, work, sample_folder):
     "The second command of the manual: train on, from a checkpoint of an earlier run, only its weights."
     name = read_mark(trained, 'train').result['checkpoint']
@@ -72,6 +74,7 @@ def test_checkpoint_from_the_shared_folder(trained, work, sample_folder):
     np.testing.assert_array_equal(a.emb, b.emb)
 
 
+@pytest.mark.slow
 def test_steps_one_by_one(work, sample_folder):
     "steps=[train], then the rest with the same keys; other keys are refused, and a step before its time too."
     words = [f'input_dir={sample_folder}', 'output_dir=out', 'run_directory=steps', *ONE_EPOCH]
@@ -85,6 +88,7 @@ def test_steps_one_by_one(work, sample_folder):
     assert read_mark(run, 'embed').result['weights']['name'] == 'resnet-9'
 
 
+@pytest.mark.slow
 def test_no_epochs(work, sample_folder):
     "max_epochs=0 trains nothing, says so, and embeds with the weights that training would have started from."
     words = [f'input_dir={sample_folder}', 'output_dir=out', 'stopping_condition.n_samples=5']
@@ -124,6 +128,7 @@ register_backbone('refuses', Refuses, input_size=32, n_features=8)
     assert not RunDir(work/'out'/'early').table('scan').exists()
 
 
+@pytest.mark.slow
 def test_half_precision_embeds(work, sample_folder):
     "precision=bf16 without training: on a CPU the vectors are those of float32."
     words = [f'input_dir={sample_folder}', 'output_dir=out', 'steps=[embed]']
