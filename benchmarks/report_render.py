@@ -4,7 +4,7 @@ Each size is run as a user would: embeddings as a file, 1,000 selected (a tenth 
 on its own, a second command in the same run folder, whose memory is measured. Vectors of 32 numbers in many groups, one in a
 hundred an exact copy, names in 100 folders. With --images N a folder of N sample images is embedded and reported as well.
 
-What a report must do whatever the size: UMAP three times on at most 20,000 points, 16 figures, the typesetting. What grows:
+What a report must do whatever the size: UMAP three times on at most 15,000 points, the figures, the typesetting. What grows:
 reading the table and the vectors once (0.4 kB a sample), and counting.
 """
 import os

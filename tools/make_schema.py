@@ -1,17 +1,20 @@
-"Write the JSON Schema of report.json beside the notebooks, where people find it: python tools/make_schema.py"
+"Write the JSON Schemas of report.json and compare.json beside the notebooks, where people find them: python tools/make_schema.py"
 import json
 from pathlib import Path
 
+from lightly_curate.report.comparison import COMPARISON_SCHEMA, COMPARISON_VERSION
 from lightly_curate.report.report import REPORT_SCHEMA, SCHEMA_VERSION
 
-PATH = Path(__file__).resolve().parent.parent/'nbs'/f'report-{SCHEMA_VERSION}.schema.json'
+NBS = Path(__file__).resolve().parent.parent/'nbs'
+SCHEMAS = {NBS/f'report-{SCHEMA_VERSION}.schema.json': REPORT_SCHEMA, NBS/f'compare-{COMPARISON_VERSION}.schema.json': COMPARISON_SCHEMA}
 
 
-def schema_text() -> str:
-    "The schema as it is published."
-    return json.dumps(REPORT_SCHEMA, indent=1) + '\n'
+def schema_text(schema: dict) -> str:
+    "A schema as it is published."
+    return json.dumps(schema, indent=1) + '\n'
 
 
 if __name__ == '__main__':
-    PATH.write_text(schema_text(), encoding='utf-8')
-    print(PATH)
+    for path, schema in SCHEMAS.items():
+        path.write_text(schema_text(schema), encoding='utf-8')
+        print(path)
