@@ -211,6 +211,7 @@ def assert_page(report, texts, pages):
     named = {o['name'] for o in report['plots'] if f'alt="{escape(o["title"])}: {escape(o["caption"])}"' not in html}
     by_folder = {o for o in MAPS if o.endswith('_no_overlay') and report['folders']['n'] < 2}
     assert named <= APART | by_folder, named
+    assert html.count('<img ') == len(report['plots']) - len(named), 'a plot is shown more than once'
     words = words_for(report['sources'])
     text = html
     for constant in (SAVINGS, *TEXTS.values()): text = text.replace(in_words(constant.strip(), words), '')
@@ -486,7 +487,7 @@ def test_page_with_nothing_removed(source, root, tmp_path, monkeypatch):
     assert 'nothing was saved' in text and 'USD' not in text and 'further than' not in text
     assert ('could be read' in text) == (source == 'images')
     assert ('Embeddings were given' in text) == (source == 'embeddings')
-    assert text.count('<figure>') >= 4
+    assert text.count('<figure>') == 1 + 1 + 1 + 1 + 2, 'bar, curve, histogram, neighbours, two rows of maps'
 
 
 def test_page_without_a_run(root, tmp_path, monkeypatch):

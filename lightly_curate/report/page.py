@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.config import is_acting, leaves
 from ..core.errors import ReportError
 from ..core.rundir import RunDir
+from ..data.scan import counted
 from ..learn.collapse import read_spread
 from .elements import boxed, cards, escaped, fenced, figure, table
 from .plots import PARTS
@@ -21,9 +22,9 @@ from .words import SAMPLES, Words, in_words, words_for
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'RARE', 'PAIR_STATS', 'NEAR_STATS', 'REASONS', 'N_LINES', 'N_NAMES', 'N_FOLDERS', 'FOLDERS',
            'BOTTLENECKS', 'ALL_WELL', 'PAIRS', 'N_PAIRS', 'SCATTER', 'MAPS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED',
-           'KEPT_OUT', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'counted', 'listing',
-           'not_available', 'summary', 'ending', 'digits', 'estimate', 'saved_at_least', 'key_numbers', 'rare_numbers',
-           'shown', 'distance_table', 'distance_tables', 'figure_of', 'listed', 'explain_cleaning', 'corrupt_reasons',
+           'KEPT_OUT', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'listing', 'not_available',
+           'summary', 'ending', 'digits', 'estimate', 'saved_at_least', 'key_numbers', 'rare_numbers', 'shown',
+           'distance_table', 'distance_tables', 'figure_of', 'listed', 'explain_cleaning', 'corrupt_reasons',
            'corrupt_files', 'duplicate_groups', 'folder_part', 'savings_table', 'stage_table', 'about_bottleneck',
            'origin_table', 'typed', 'config_table', 'please_note', 'warnings_box', 'noticed', 'pair_lines',
            'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate',
@@ -76,13 +77,6 @@ def spoken(
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min {rest} s'
-
-def counted(
-    n: int,     # how many
-    noun: str,  # of what, singular, plural by -s
-) -> str:       # '1 image', '1,200 images'
-    "A number with its noun."
-    return f'{n:,} {noun}' if n == 1 else f'{n:,} {noun}s'
 
 def listing(
     words: Sequence[str],  # at least one

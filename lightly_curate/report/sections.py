@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 import pandas as pd
 from ..core.rundir import RunDir
+from ..data.scan import counted
 from .elements import table
-from .page import counted, figure_of, listed, said, spoken
+from .page import figure_of, listed, said, spoken
 from .report import Report
 from .videos import N_TIMELINES
 

@@ -20,6 +20,7 @@ from ..core.errors import OutputError
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available
 from ..core.stages import read_mark
+from ..data.scan import counted
 from ..report.comparison import (COMPARISON_SCHEMA, Side, Space, check_finished, compare_sides,
                                               one_space, read_side, words_of)
 from ..report.elements import cards, escaped, table
@@ -33,7 +34,7 @@ from .jobs import execute, job_path
 # %% auto #0
 __all__ = ['MOST_ROWS', 'EXPLAINED', 'ALWAYS', 'SPOKEN', 'WIDTH', 'MAP_SIZE', 'KINDS', 'N_PICTURES', 'PICTURE_HEIGHT',
            'PICTURE_PIXELS', 'COVERS', 'MAP', 'REPORTS', 'compare_runs', 'ComparisonDir', 'comparison_dir',
-           'write_comparison', 'read_comparison', 'called', 'n_images', 'about_input', 'about_selection', 'about_cover',
+           'write_comparison', 'read_comparison', 'called', 'about_input', 'about_selection', 'about_cover',
            'sentences', 'said', 'count_table', 'cover_table', 'change_table', 'input_table', 'folder_table',
            'statistics_table', 'as_text', 'comparison_text', 'chosen_by', 'plot_both', 'show_map', 'input_folder',
            'read_chosen', 'plot_chosen', 'show_chosen', 'heading', 'key_numbers', 'head_part', 'changes_part',
@@ -96,20 +97,14 @@ def called(
     "What the samples of both runs are called."
     return words_of(told['a']['sources'], told['b']['sources'])
 
-def n_images(
-    n: int,  # how many
-) -> str:    # '1 image', '1,200 images'
-    "A number of images."
-    return f'{n:,} image' if n == 1 else f'{n:,} images'
-
 def about_input(
     told: Report,  # what is in compare.json
 ) -> str:          # about images
     "What both runs looked at."
     part = told['input']
     only = [part[o]['n'] for o in ('only_a', 'only_b')]
-    text = f'Both runs found the same {n_images(part["n_both"])}.' if only == [0, 0] else \
-        f'Both inputs hold {n_images(part["n_both"])}, that of A alone {only[0]:,}, that of B alone {only[1]:,}.'
+    text = f'Both runs found the same {counted(part["n_both"], "image")}.' if only == [0, 0] else \
+        f'Both inputs hold {counted(part["n_both"], "image")}, that of A alone {only[0]:,}, that of B alone {only[1]:,}.'
     if part['changed']['n']: text += f' Other pixels under the same name: {part["changed"]["n"]:,}.'
     if part['status']['n']: text += f' Another status: {part["status"]["n"]:,}.'
     return text
@@ -121,9 +116,9 @@ def about_selection(
     part = told['selection']
     only = [part[o]['n'] for o in ('only_a', 'only_b')]
     if not part['n_both'] + sum(only): return 'Neither run selected anything.'
-    text = f'Both selected {n_images(part["n_both"])}, A alone {only[0]:,}, B alone {only[1]:,}: ' \
+    text = f'Both selected {counted(part["n_both"], "image")}, A alone {only[0]:,}, B alone {only[1]:,}: ' \
            f'{part["jaccard"]:.0%} of all that were selected are in both.'
-    if only == [0, 0]: text = f'Both selected the same {n_images(part["n_both"])}.'
+    if only == [0, 0]: text = f'Both selected the same {counted(part["n_both"], "image")}.'
     order = part['order']
     if order is None: return text
     if part['n_both'] and order['n_first'] == part['n_both']:
@@ -146,7 +141,7 @@ def about_cover(
     drawn = '' if crossed['exact'] else f' (of {crossed["n_looked_at"]:,} drawn at random out of {crossed["n"]:,})'
     limit = f'farther from a selected one than {own["max"]:.4f}, the most that {run} leaves any'
     if n == 0: return f'{by} would leave no image of the input of {run}{drawn} {limit}.'
-    return f'{by} would leave {n_images(n)} of the input of {run}{drawn} {limit}; ' \
+    return f'{by} would leave {counted(n, "image")} of the input of {run}{drawn} {limit}; ' \
            f'the worst is at {crossed["max"]:.4f}.'
 
 def sentences(
