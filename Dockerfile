@@ -1,5 +1,7 @@
 # lightly-curate in a container. Three folders are mounted: /home/input_dir and /home/shared_dir (read only is enough)
 # and /home/output_dir. `docker run lightly-curate --help` lists the key=value words that follow the image name.
+# It needs no rights and writes nowhere but there and below /tmp, so it also runs sealed (a test does so, without docker):
+#   docker run --read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges ...
 
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /src

@@ -40,7 +40,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from lightly_curate.core.config import count_cores  # noqa: E402
 from lightly_curate.core.progress import listening  # noqa: E402
-from lightly_curate.data.batches import Batch, square_pixels  # noqa: E402
+from lightly_curate.data.batches import Batch  # noqa: E402
+from lightly_curate.data.pictures import square_pixels  # noqa: E402
 from lightly_curate.data.frames import VideoPass, share_threads  # noqa: E402
 from lightly_curate.data.scan import counted, scan  # noqa: E402
 from lightly_curate.data.video import FrameScaler, VideoReader, frame_hash, frame_image, uniform_row_ratio  # noqa: E402
@@ -161,7 +162,7 @@ def compute(backbone: Backbone, n_frames: int, batch_size: int) -> int:
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, backbone.input_size, backbone.input_size, 3), dtype=np.uint8)
     starts = range(0, n_frames, batch_size)
     batches = (Batch(np.arange(o, min(n_frames, o + batch_size)), pixels[:n_frames - o], {}, 0.) for o in starts)
-    return len(run_batches(batches, n_frames, backbone, '32')[0])
+    return sum(len(emb) for _, emb in run_batches(batches, n_frames, backbone, '32'))
 
 
 def whole_pass(folder: Path, backbone: Backbone, batch_size: int) -> int:

@@ -13,8 +13,9 @@ import torch
 from lightly_curate.core.errors import InputError
 from lightly_curate.core.samples import make_samples
 from lightly_curate.data.images import UnreadableImage, read_rgb
+from lightly_curate.data.pictures import decode_small, read_small, shrink
 from lightly_curate.data.sample_data import sample_photos
-from lightly_curate.learn.cache import build_cache, cache_bytes, cache_side, decode_small, open_cache, read_small, shrink
+from lightly_curate.learn.cache import build_cache, cache_bytes, cache_side, open_cache
 from PIL import ExifTags, Image
 from torchvision.transforms import v2
 
@@ -118,24 +119,22 @@ def test_threads_and_speed(sample_folder: Path, tmp_path: Path) -> None:
 KILLED = '''
 import sys, os, signal
 from pathlib import Path
-import numpy as np
 import lightly_curate.learn.cache as cache
 from lightly_curate.core.samples import make_samples
-read, n_read = cache.read_small, 0
-def read_some(*arguments):
-    global n_read
-    n_read += 1
-    if n_read == 20: os.kill(os.getpid(), signal.SIGKILL)
-    return read(*arguments)
-cache.read_small = read_some
+add = cache.PixelFile.add
+def add_some(self, row, pixels):
+    if len(self.places) == 20: os.kill(os.getpid(), signal.SIGKILL)
+    add(self, row, pixels)
+    if len(self.places) == 15: self.parts.flush()
+cache.PixelFile.add = add_some
 root, folder = map(Path, sys.argv[1:])
 samples = make_samples(sorted(o.relative_to(root).as_posix() for o in root.rglob('*.*')))
 cache.build_cache(samples, samples.index.to_numpy(), root, 100, folder, 1)
 '''
 
 
-def test_killed_in_the_middle(sample_folder: Path, tmp_path: Path) -> None:
-    "After a kill there is no cache, and the next start makes the right one."
+def test_killed_in_the_middle(sample_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    "After a kill there is no cache; the next start goes on from the last part, and makes the right one."
     folder = tmp_path/'cache'
     done = subprocess.run([sys.executable, '-c', KILLED, str(sample_folder), str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -143,7 +142,8 @@ def test_killed_in_the_middle(sample_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='no finished training cache'): open_cache(folder)
     samples = make_samples(sorted(o.relative_to(sample_folder).as_posix() for o in sample_folder.rglob('*.*')))
     rows = samples.index.to_numpy()
-    pictures = build_cache(samples, rows, sample_folder, 100, folder, 2)
+    with caplog.at_level('INFO', logger='lightly_curate'): pictures = build_cache(samples, rows, sample_folder, 100, folder, 2)
+    assert '15 of them are cached already' in caplog.text
     fresh = build_cache(samples, rows, sample_folder, 100, tmp_path/'fresh', 2)
     assert (folder/'pixels.bin').read_bytes() == (tmp_path/'fresh'/'pixels.bin').read_bytes()
     assert fresh.failed == pictures.failed and list(pictures.failed.values()) == ['the file ends too early'] and len(pictures) == len(rows) - 1

@@ -19,9 +19,14 @@ for name in input_dir shared_dir; do
     mount --bind "$1/$name" /home/$name
     mount -o remount,bind,ro /home/$name
 done
+mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
+findmnt --raw --noheadings --output TARGET | while read -r place; do
+    case $place in /proc*|/sys*|/dev*|/tmp|/home/output_dir) ;; *) mount -o remount,bind,ro "$place" ;; esac
+done
+for place in / /home "$2"; do if touch "$place/sealed" 2>/dev/null; then echo "$place can be written"; exit 9; fi; done
 cd /home
-shift
-exec "$@"
+shift 2
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --ambient-caps=-all "$@"
 '''
 
 
@@ -49,24 +54,25 @@ def test_build_context_has_what_setup_reads(root):
 
 
 def mounted(folder: Path, words: list[str]) -> list[str] | None:
-    "The command in a mount name space of its own where the container paths are ours; None where that cannot be."
+    "The command as with `--read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges`, on the container paths; None where that cannot be."
     needed = (sys.prefix, sys.base_prefix, str(Path(__file__).parent), str(folder))
     if not shutil.which('unshare') or any(o.startswith('/home/') for o in needed): return None
-    enter = ['unshare', '--mount', '--map-root-user', 'bash', '-c', ENTER, 'enter', str(folder)]
+    package = Path(__file__).resolve().parent.parent/'lightly_curate'
+    enter = ['unshare', '--mount', '--map-root-user', 'bash', '-c', ENTER, 'enter', str(folder), str(package)]
     probe = subprocess.run([*enter, 'true'], capture_output=True, stdin=subprocess.DEVNULL)
     return [*enter, *words] if probe.returncode == 0 else None
 
 
 @pytest.mark.smoke
 def test_entry_on_the_container_paths(dockerfile, sample_folder, tmp_path):
-    "The words of `docker run IMAGE ...`: an input that cannot be written, a home folder that does not exist yet."
+    "The words of `docker run IMAGE ...`: nothing but /tmp and the output can be written, no rights, a home folder that does not exist yet."
     for name in MOUNTS[1:]: (tmp_path/name).mkdir()
     (tmp_path/'input_dir').symlink_to(sample_folder)
     program = Path(sys.executable).with_name(entrypoint(dockerfile)[0])
     words = [str(program), 'stopping_condition.n_samples=0.3', 'run_directory=run', 'n_example_images=2']
     inside = mounted(tmp_path, words)
     command = inside or [*words, *(f'{o}={tmp_path/o}' for o in MOUNTS)]
-    home = tmp_path/'not-there-yet'
+    home = Path('/tmp/curate') if inside else tmp_path/'not-there-yet'
     caches = {'HOME': home, 'MPLCONFIGDIR': home/'matplotlib', 'NUMBA_CACHE_DIR': home/'numba'}
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
                          env=os.environ | {k: str(v) for k, v in caches.items()})

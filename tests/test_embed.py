@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,9 +16,13 @@ import pytest
 import torch
 from lightly.utils.io import load_embeddings, save_embeddings
 from lightly_curate.core.errors import EmbeddingsError, InputError
+from lightly_curate.core.parts import Parts
+from lightly_curate.data.frames import VideoPass
+from lightly_curate.data.sample_data import make_video
 from lightly_curate.data.scan import scan
-from lightly_curate.embed.embed import embed
+from lightly_curate.embed.embed import embed, embed_videos
 from lightly_curate.embed.embedding_csv import read_embeddings, read_fast, read_npy, read_slowly, write_embeddings
+from lightly_curate.embed.vectors import Vectors
 from lightly_curate.learn.backbone import load_backbone
 
 NAMES = ['a.jpg', 'b c.jpg', 'd,e.jpg', 'f"g.jpg', 'two\nlines.jpg', 'cr\r.jpg', '-x.jpg', "it's.jpg", 'semi;colon.jpg', '#1.jpg', ' lead.jpg',
@@ -53,7 +60,7 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "Where one block ends and the next begins does not show."
     x, filenames = numbers(50, 4), [f'{i}.jpg' for i in range(50)]
     write_embeddings(tmp_path/'one.csv', filenames, x, [0]*50)
-    monkeypatch.setattr('lightly_curate.embed.embedding_csv.BLOCK_NUMBERS', 7)
+    monkeypatch.setattr('lightly_curate.embed.mapped.NUMBERS_AT_ONCE', 7)
     write_embeddings(tmp_path/'many.csv', filenames, x, [0]*50)
     assert (tmp_path/'one.csv').read_bytes() == (tmp_path/'many.csv').read_bytes()
 
@@ -88,6 +95,49 @@ def test_log_names_the_backbone(sample_folder: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, logger='lightly_curate'):
         embed(scan(sample_folder), load_backbone(), sample_folder, batch_size=16, n_workers=2)
     assert re.search(r'embedding 60 samples with the built-in backbone \(\d+ features, \d+ px\)', caplog.text)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lightly_curate.core.parts import Parts
+from lightly_curate.data.frames import VideoPass
+from lightly_curate.data.scan import scan
+from lightly_curate.embed.embed import embed, embed_videos
+from lightly_curate.learn.backbone import load_backbone
+
+class Deadly(Parts):
+    "Parts of a process that is killed by the system after some batches."
+    def add(self, arrays):
+        if self.n_written == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+        super().add(arrays)
+
+folder, kept, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4]
+parts, backbone = Deadly(kept, what, seconds_between=0), load_backbone()
+if what == 'images': embed(scan(folder), backbone, folder, 16, 2, parts=parts)
+else: embed_videos(VideoPass(scan(folder), folder, 2, parts=parts), backbone, 16)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what', ['images', 'videos'])
+def test_killed(tmp_path: Path, sample_folder: Path, what: str) -> None:
+    "Killed again and again by the system, it goes on and gives the same bytes in the end."
+    folder, backbone = sample_folder, load_backbone()
+    if what == 'videos':
+        folder = tmp_path/'films'
+        folder.mkdir()
+        for i in range(3): make_video(folder/f'{i}.mp4', n_frames=20*(i + 1))
+    def run(parts: Parts | None) -> Vectors:
+        if what == 'images': return embed(scan(folder), backbone, folder, 16, 2, parts=parts)[1]
+        return embed_videos(VideoPass(scan(folder), folder, 2, parts=parts), backbone, 16)[1]
+    undisturbed = run(None)
+    for n in (1, 2, 3):
+        done = subprocess.run([sys.executable, '-c', KILLED, str(folder), str(tmp_path/'parts'), str(n), what], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(list((tmp_path/'parts').iterdir())) == n
+    resumed = run(Parts(tmp_path/'parts', what))
+    assert resumed.emb.tobytes() == undisturbed.emb.tobytes() and resumed.rows.tobytes() == undisturbed.rows.tobytes()
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from lightly_curate.data.images import read_rgb
 from lightly_curate.data.sample_data import make_sample_data
 from lightly_curate.data.scan import scan
 from lightly_curate.embed.vectors import Vectors
-from lightly_curate.report.explore import MAX_SHOWN, Map, rows_shown, write_explore
+from lightly_curate.report.explore import rows_shown, write_explore
+from lightly_curate.report.maps import MAX_SHOWN, Map
 from lightly_curate.report.project import Layout, pca
 from lightly_curate.select.select import curve_of, select
 

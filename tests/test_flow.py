@@ -56,9 +56,9 @@ def all_distances(x: np.ndarray) -> np.ndarray:
 
 
 DOCUMENTED = """config/config.yaml config/hydra.yaml config/overrides.yaml data/corruptness_check_information.json data/embeddings.csv data/normalized_embeddings.csv
-data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
+data/selected_embeddings.csv data/selection_curve.csv data/samples.parquet data/maps.parquet filenames/corrupt_filenames.txt filenames/duplicate_filenames.txt
 filenames/removed_filenames.txt filenames/sampled_filenames.txt jobs/curate.ipynb jobs/report.ipynb log.txt removed_samples.csv
-explore.html report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
+explore.html manifest.json report.html report.json report.pdf plots/distance_distr_after.png plots/distance_distr_before.png plots/nearest_distr.png
 plots/selection_curve.png plots/scatter_pca.png plots/counts.png plots/distance_distr.png plots/contact_sheet.png plots/duplicate_groups.png
 plots/scatter_pca_no_overlay.png plots/scatter_pca_pictures.png plots/scatter_umap_k_15_pictures.png""".split()
 DOCUMENTED += [f'plots/scatter_umap_k_{k}{o}.png' for k in (5, 15, 50) for o in ('', '_no_overlay')]
@@ -127,7 +127,7 @@ def test_the_same_run_twice_is_the_same(run, work, sample_folder):
     differing = []
     for path in sorted(o for o in run.root.rglob('*') if o.is_file()):
         name = path.relative_to(run.root)
-        if name.parts[0] in ('config', 'jobs', '.lightly_curate') or name.name.startswith(('report.', 'log.')): continue
+        if name.parts[0] in ('config', 'jobs', '.lightly_curate') or name.name.startswith(('report.', 'log.', 'manifest.')): continue
         if path.read_bytes() != (again.root/name).read_bytes(): differing.append(str(name))
     assert not differing
     first, second = (json.loads(o.report_json.read_text()) for o in (run, again))
@@ -306,7 +306,7 @@ def test_stopped_by_sigterm(work, sample_folder):
     process.terminate()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert 'goes on from the last finished stage' in said and 'Traceback' not in said, said
+    assert said.splitlines()[-1].startswith('to go on: lightly-curate resume ') and 'Traceback' not in said, said
 
 
 def test_two_runs_at_once_in_one_working_directory(work, sample_folder):

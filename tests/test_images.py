@@ -1,9 +1,12 @@
 "Opening what real folders hold."
 import csv
+import io
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from PIL import Image
 
 from lightly_curate.core.samples import make_samples
 from lightly_curate.data import images
-from lightly_curate.data.batches import load_batches, square_pixels
+from lightly_curate.data.batches import load_batches
 from lightly_curate.data.images import MAX_IMAGE_PIXELS, UnreadableImage, content_hash, open_image, read_rgb, thumbnail, to_rgb
+from lightly_curate.data.isolated import idle, stop
+from lightly_curate.data.pictures import in_worker, square_pixels
 from lightly_curate.data.scan import scan
 
 
@@ -214,3 +219,102 @@ def test_batches_take_paths_not_names(tmp_path):
 def test_thumbnail(shared_data):
     assert thumbnail(shared_data/'odd'/'valid'/'thin_940x2.png', 100).size == (100, 1)
     assert max(thumbnail(shared_data/'camvid'/'0001TP_006690.jpg', 120).size) == 120
+
+
+N_FRAMES, LONG = 100_000, 100_000_000  # frames; bytes
+TEXT_TOO_LONG = 'a text block in the file unpacks to more than Pillow allows'
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    "Of a PNG."
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+def png(extra: bytes, pixels: bytes = bytes(8*9), after: bytes = b'') -> bytes:
+    "8 by 8 pixels, grey."
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 8, 8, 8, 0, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + header + extra + chunk(b'IDAT', zlib.compress(pixels, 1)) + after + chunk(b'IEND', b'')
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, kind, **options)
+        return file.getvalue()
+
+
+def animated_png() -> bytes:
+    control = struct.pack('>IIIIHHBB', 8, 8, 0, 0, 1, 10, 0, 0)
+    frame = zlib.compress(bytes(8*9))
+    later = [chunk(b'fcTL', struct.pack('>I', 2*i + 1) + control) + chunk(b'fdAT', struct.pack('>I', 2*i + 2) + frame) for i in range(N_FRAMES - 1)]
+    return png(chunk(b'acTL', struct.pack('>II', N_FRAMES, 0)) + chunk(b'fcTL', struct.pack('>I', 0) + control), after=b''.join(later))
+
+
+def animated_gif() -> bytes:
+    one = saved(Image.new('P', (8, 8)), 'GIF')
+    at = one.index(b',')
+    return one[:at] + (b'\x21\xf9\x04\0\1\0\0\0' + one[at:-1])*N_FRAMES + b';'
+
+
+def animated_webp() -> bytes:
+    one = saved(Image.new('RGB', (8, 8)), 'WEBP', lossless=True)[12:]
+    frame = b'ANMF' + struct.pack('<I', 16 + len(one)) + bytes(6) + b'\7\0\0\7\0\0\x0a\0\0\0' + one
+    body = b'WEBPVP8X\x0a\0\0\0\2\0\0\0\7\0\0\7\0\0ANIM\6\0\0\0' + bytes(6) + frame*N_FRAMES
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def many_pages(is_loop: bool) -> bytes:
+    "A TIFF whose pages share their pixels, the last followed by none or by the first."
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, 64)]
+    page = struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', *o) for o in tags)
+    n_pages, begin, step = 1 if is_loop else N_FRAMES, 8 + 64, len(page) + 4
+    nexts = [begin + step*(i + 1) for i in range(n_pages - 1)] + [begin if is_loop else 0]
+    return b'II*\0' + struct.pack('<I', begin) + bytes(64) + b''.join(page + struct.pack('<I', o) for o in nexts)
+
+
+def looped_exif() -> bytes:
+    "A JPEG whose EXIF block refers to itself 5,000 times."
+    entries = struct.pack('>HHII', 0x8769, 4, 1, 8)*5000
+    block = b'Exif\0\0MM\0*\0\0\0\x08' + struct.pack('>H', 5000) + entries + bytes(4)
+    plain = saved(Image.new('L', (8, 8)), 'JPEG')
+    return plain[:2] + b'\xff\xe1' + struct.pack('>H', 2 + len(block)) + block + plain[2:]
+
+
+def with_comments() -> bytes:
+    plain = saved(Image.new('L', (8, 8)), 'JPEG')
+    return plain[:2] + (b'\xff\xfe\xff\xff' + bytes(65_533))*(LONG//65_537) + plain[2:]
+
+
+HOSTILE = {  # name: what makes the file, the reason or None, most memory of the worker in MB
+    'profile.png': (lambda: png(chunk(b'iCCP', b'p\0\0' + zlib.compress(bytes(LONG), 1))), TEXT_TOO_LONG, 150),
+    'packed_text.png': (lambda: png(chunk(b'zTXt', b'c\0\0' + zlib.compress(bytes(LONG), 1))), TEXT_TOO_LONG, 150),
+    'packed_unicode.png': (lambda: png(chunk(b'iTXt', b'c\0\1\0\0\0' + zlib.compress(bytes(LONG), 1))), TEXT_TOO_LONG, 150),
+    'text.png': (lambda: png(chunk(b'tEXt', b'c\0' + b'a'*LONG)), TEXT_TOO_LONG, 700),
+    'exif.png': (lambda: png(chunk(b'eXIf', b'MM\0*\0\0\0\x08' + bytes(LONG))), None, 700),
+    'unknown_chunk.png': (lambda: png(chunk(b'vpAg', bytes(LONG))), None, 500),
+    'more_pixels_than_told.png': (lambda: png(b'', bytes(LONG)), None, 150),
+    'exif_loop.jpg': (looped_exif, None, 150),
+    'comments.jpg': (with_comments, None, 400),
+    'frames.png': (animated_png, None, 150),
+    'frames.gif': (animated_gif, None, 150),
+    'frames.webp': (animated_webp, None, 200),
+    'pages.tif': (lambda: many_pages(False), None, 150),
+    'page_loop.tif': (lambda: many_pages(True), None, 150),
+    'fax_bomb.tif': (lambda: saved(Image.new('1', (6000, 6000)), 'TIFF', compression='group4'), None, 400),
+    'token.ppm': (lambda: b'P6\n' + b'1'*10**7 + b' 1 255\n', 'the picture data is damaged (ValueError: b\'Token too long in file header: 11111111111\')', 150),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_files(tmp_path, name):
+    "Bombs, blocks of 100 MB and 100,000 frames: an answer within seconds, in bounded memory, of the first frame alone."
+    make, reason, most_mb = HOSTILE[name]
+    (tmp_path/name).write_bytes(make())
+    stop()
+    began = time.perf_counter()
+    told = in_worker('content', tmp_path/name, seconds=30.)
+    assert told.get('reason') == reason
+    if reason is None: assert (told['width'], told['height']) == ((6000, 6000) if 'bomb' in name else (8, 8))
+    assert time.perf_counter() - began < 10
+    (worker,) = idle
+    (peak,) = (o for o in Path(f'/proc/{worker.process.pid}/status').read_text().splitlines() if o.startswith('VmHWM'))
+    assert int(peak.split()[1]) < 1000*most_mb, f'{peak}, allowed is {most_mb} MB'

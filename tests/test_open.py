@@ -114,13 +114,17 @@ def test_names_are_text(finished):
 
 
 def test_maps_are_those_of_the_report(finished, tmp_path):
-    "The points that explore.html has are those that a run without it computes."
+    "The points of data/maps.parquet are those of explore.html, and those that a run without the file computes."
     run, bare = Run(finished), Run(shutil.copytree(finished, tmp_path/'bare'))
-    bare.dir.explore_html.unlink()
-    for method in ('pca', 'umap_k_15'):
+    for path in (bare.dir.maps_parquet, bare.dir.explore_html): path.unlink()
+    told = json.loads(re.search(r'id="data">(.*?)</script>', run.dir.explore_html.read_text(), re.DOTALL)[1])
+    page = {o['name']: dict(zip(told['points']['name'], zip(o['x'], o['y'], strict=True), strict=True)) for o in told['maps']}
+    assert list(run.maps) == list(page)
+    for method, name in (('pca', 'PCA'), ('umap_k_15', 'UMAP, k = 15')):
         (rows, points), (again, computed) = run.points(method), bare.points(method)
         assert rows.tolist() == again.tolist() == available(run.samples).tolist()
-        np.testing.assert_allclose(points, computed, atol=1e-3)
+        np.testing.assert_array_equal(points, computed)
+        np.testing.assert_allclose([page[name][o] for o in run.samples['filename'][rows]], points*told['scale'], atol=.501)
     with pytest.raises(InputError, match='has no page explore.html'): bare.explore()
 
 

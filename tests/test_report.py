@@ -611,7 +611,7 @@ def test_time_of_the_layouts():
 
 
 def test_the_published_schemas_are_those_in_use():
-    "nbs/report-1.4.schema.json and nbs/compare-1.0.schema.json, made by tools/make_schema.py; no older ones beside them."
+    "nbs/report-1.4.schema.json, nbs/compare-1.0.schema.json and nbs/manifest-1.0.schema.json, made by tools/make_schema.py; no older ones beside them."
     import make_schema
     for path, schema in make_schema.SCHEMAS.items():
         assert path.read_text(encoding='utf-8') == make_schema.schema_text(schema), 'run: python tools/make_schema.py'

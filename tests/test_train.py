@@ -215,7 +215,7 @@ def test_a_full_disk_is_told(sample_folder, tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
     training.train(sample_folder, tmp_path, training.keys(1))
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(OutputError, match='No space left on device.*goes on from its last finished epoch'):
+    with pytest.raises(OutputError, match='the disk is full.*what it has finished is kept'):
         training.train(sample_folder, tmp_path, training.keys(2))
     monkeypatch.setattr(torch, 'save', save)
     assert training.train(sample_folder, tmp_path, training.keys(2)).resumed_at == 1

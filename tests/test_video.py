@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from lightly_curate.data.batches import square_pixels
+from lightly_curate.data.pictures import square_pixels
 from lightly_curate.data.sample_data import make_video
 from lightly_curate.data.video import (FrameScaler, Look, Pass, UnreadableVideo, VideoReader, Wanted, find_frames,
                                        frame_hash, frame_image, read_through, seek_through)

@@ -159,7 +159,7 @@ def assert_words(reason):
 
 def table_of(path, n_workers=2):
     done = VideoPass(make_samples([path.name], labels=[0], source=['video']), path.parent, n_workers)
-    for _ in done.batches(0, 16): pass
+    for batch in done.batches(0, 16): done.add(batch)
     return finish(done)
 
 
@@ -519,7 +519,7 @@ def test_streams_that_appear_on_the_way():
     def demux():
         yield from packets
         raise IndexError
-    packets = [SimpleNamespace(size=9, pts=i, dts=i, duration=1, stream_index=0) for i in range(3)]
+    packets = [SimpleNamespace(size=9, pos=9*i, pts=i, dts=i, duration=1, stream_index=0) for i in range(3)]
     tally = Tally()
     assert list(video_packets(SimpleNamespace(demux=demux), SimpleNamespace(index=0), tally)) == [*packets, None]
     assert (tally.n_packets, tally.cut_off) == (3, None)
@@ -549,7 +549,8 @@ def test_a_folder_of_everything(zoo, tmp_path):
     named(folder, 'empty.mov', b'')
     files = scan(folder)
     done = VideoPass(files, folder, n_workers=3)
-    n_frames = sum(len(o.rows) for o in done.batches(0, 16))
+    for batch in done.batches(0, 16): done.add(batch)
+    n_frames = sum(done.n_known.values())
     samples = finish(done).samples
     frames = samples.index[samples['source'] == 'frame'].to_numpy()
     videos = samples[samples['source'] == 'video']

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/20_clean/21_duplicates.ipynb #5b92e5b6
 from __future__ import annotations
+import hashlib
 from collections.abc import Hashable, Sequence
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from ..core.samples import available, with_columns
 from ..data.scan import counted
 
 # %% auto #0
-__all__ = ['first_with_same_key', 'mark_groups', 'mark_duplicates', 'mark_equal_vectors']
+__all__ = ['first_with_same_key', 'mark_groups', 'mark_duplicates', 'vector_keys', 'mark_equal_vectors']
 
 # %% ../../nbs/20_clean/21_duplicates.ipynb #55d76b5b
 def first_with_same_key(
@@ -48,6 +49,13 @@ def mark_duplicates(
     return mark_groups(samples, rows, samples['content'][rows].tolist(), 'pixels')
 
 # %% ../../nbs/20_clean/21_duplicates.ipynb #d6f32352
+def vector_keys(
+    emb: np.ndarray,      # (k, d) float32
+    places: np.ndarray,   # (m,) int64 rows of `emb`
+) -> list[bytes]:         # (m,) equal for equal vectors; -0 equals 0
+    "Digests of vectors: 16 bytes each, however long they are."
+    return [hashlib.blake2b((emb[o] + np.float32(0)).data, digest_size=16).digest() for o in places]
+
 def mark_equal_vectors(
     samples: pd.DataFrame,           # sample table
     emb: np.ndarray,                 # (k, d) float32
@@ -58,4 +66,4 @@ def mark_equal_vectors(
     if len(emb) != len(rows): raise ValueError(f'{len(emb)} vectors for {len(rows)} rows, one for each is needed')
     places = np.argsort(rows, kind='stable')
     places = places[np.isin(rows[places], available(samples))]
-    return mark_groups(samples, rows[places], [(emb[o] + np.float32(0)).tobytes() for o in places], 'embedding')
+    return mark_groups(samples, rows[places], vector_keys(emb, places), 'embedding')

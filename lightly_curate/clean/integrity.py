@@ -5,59 +5,74 @@
 # %% ../../nbs/20_clean/20_integrity.ipynb #ab345670
 from __future__ import annotations
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core.errors import InputError
+from ..core.parts import Parts
 from ..core.progress import logger, track
 from ..core.samples import available, with_columns
-from ..data.batches import map_in_threads
-from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, content_hash, open_image
+from ..data.batches import read_rows, rows_reader
+from ..data.images import MAX_IMAGE_PIXELS
+from ..data.isolated import Values
+from ..data.pictures import SECONDS
 from ..data.scan import counted
 
 # %% auto #0
-__all__ = ['Content', 'read_content', 'check_integrity', 'refuse_all_corrupt', 'mark_damaged']
+__all__ = ['CHECKED_TOGETHER', 'as_arrays', 'read_contents', 'check_integrity', 'refuse_all_corrupt', 'mark_damaged']
 
-# %% ../../nbs/20_clean/20_integrity.ipynb #95b9a92d
-@dataclass(frozen=True)
-class Content:
-    "What decoding a file told."
-    width: int | None = None    # pixels, upright, None when it cannot be read
-    height: int | None = None   # pixels
-    digest: str | None = None   # content hash
-    reason: str | None = None   # why it cannot be read, None when it can
+# %% ../../nbs/20_clean/20_integrity.ipynb #2d0e96b0
+CHECKED_TOGETHER = 16  # rows in a piece of work
 
-def read_content(
-    path: Path,                          # file
-    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-) -> Content:                            # size and hash, or the reason
-    "Decode a file and describe it."
-    try:
-        image = open_image(path, max_pixels)
-    except UnreadableImage as error:
-        return Content(reason=error.reason)
-    return Content(image.width, image.height, content_hash(image))
+def as_arrays(
+    rows: list[int],         # of the sample table
+    contents: list[Values],  # what their files told, in the same order
+) -> dict[str, np.ndarray]:  # (n,) each: rows int64, width and height int32 in pixels, 0 where there is a reason, digest and reason str
+    "Answers as parts keep them."
+    return {'rows': np.array(rows, dtype=np.int64), 'width': np.array([o.get('width', 0) for o in contents], dtype=np.int32),
+            'height': np.array([o.get('height', 0) for o in contents], dtype=np.int32),
+            'digest': np.array([o.get('digest', '') for o in contents], dtype=str),
+            'reason': np.array([o.get('reason', '') for o in contents], dtype=str)}
+
+def read_contents(
+    tell: Callable[[np.ndarray], Iterator[Values]],  # the contents of the files of rows, or reasons, in the same order
+    rows: np.ndarray,               # (n,) int64, increasing
+    parts: Parts | None = None,     # of this work, None: nothing is kept
+) -> dict[str, np.ndarray]:         # as `as_arrays`, in the order of `rows`
+    "Ask the files of all rows, but for those that an earlier attempt has asked."
+    done = [as_arrays([], []), *(parts.found() if parts else [])]
+    left = np.setdiff1d(rows, np.concatenate([o['rows'] for o in done]))
+    if len(left) < len(rows): logger.info('%s were checked before', counted(len(rows) - len(left), 'image'))
+    contents = zip(left.tolist(), track(tell(left), 'checking', len(left)), strict=True)
+    while some := list(islice(contents, CHECKED_TOGETHER)):
+        done.append(as_arrays([row for row, _ in some], [o for _, o in some]))
+        if parts: parts.add(done[-1])
+    if parts: parts.flush()
+    merged = {name: np.concatenate([o[name] for o in done]) for name in done[0]}
+    order = np.argsort(merged['rows'], kind='stable')
+    return {name: o[order] for name, o in merged.items()}
 
 # %% ../../nbs/20_clean/20_integrity.ipynb #e656a5e6
 def check_integrity(
     samples: pd.DataFrame,               # sample table
     input_dir: Path,                     # folder that `path` is relative to
-    n_workers: int,                      # threads; 0 counts as 1
+    n_workers: int,                      # threads, each with a worker process; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    parts: Parts | None = None,          # of this work; None: an interrupted check begins anew
+    seconds: float = SECONDS,            # that a file may take
 ) -> pd.DataFrame:                       # width, height, content; status corrupt and reason for what cannot be read
     "Decode every image that is ok so far."
     began, rows = time.perf_counter(), available(samples)
     rows = rows[(samples['source'][rows] == 'image').to_numpy()]
     if not len(rows): return refuse_all_corrupt(samples, input_dir)
-    paths = (Path(input_dir)/samples['path'][row] for row in rows)
-    contents = list(track(map_in_threads(lambda o: read_content(o, max_pixels), paths, max(1, n_workers)), 'checking', len(rows)))
-    good = np.array([o.reason is None for o in contents], dtype=bool)
-    read, unread = [o for o in contents if o.reason is None], [o.reason for o in contents if o.reason is not None]
-    samples = with_columns(samples, rows[good], width=[o.width for o in read], height=[o.height for o in read],
-                           content=[o.digest for o in read])
-    samples = with_columns(samples, rows[~good], status='corrupt', reason=unread)
-    logger.info('checked %s in %.1f s: %s cannot be read', counted(len(rows), 'image'), time.perf_counter() - began, f'{len(unread):,}')
+    read = rows_reader(samples, input_dir, 'content', max_pixels=max_pixels, seconds=seconds)
+    told = read_contents(lambda left: read_rows(read, left, max(1, n_workers)), rows, parts)
+    good = told['reason'] == ''
+    samples = with_columns(samples, rows[good], width=told['width'][good], height=told['height'][good], content=told['digest'][good].tolist())
+    samples = with_columns(samples, rows[~good], status='corrupt', reason=told['reason'][~good].tolist())
+    logger.info('checked %s in %.1f s: %s cannot be read', counted(len(rows), 'image'), time.perf_counter() - began, f'{(~good).sum():,}')
     return refuse_all_corrupt(samples, input_dir)
 
 def refuse_all_corrupt(

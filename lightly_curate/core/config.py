@@ -17,18 +17,19 @@ import yaml
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'NUMBERS',
-           'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS',
-           'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MODEL_FAMILIES', 'RECIPES', 'LOGGERS', 'MOST_NAME_BYTES',
-           'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME', 'ACTING', 'NEVER_ACTING', 'option', 'StoppingCondition',
-           'SelectOptions', 'TrainOptions', 'VideoOptions', 'CorruptnessCheck', 'Datapool', 'PerTask', 'Savings',
-           'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves', 'option_lines', 'lightly_lines', 'help_text',
-           'text_keys', 'tidy_override', 'without_token', 'nearest_keys', 'type_words', 'fits', 'check_override',
-           'check_value', 'check_group', 'check_overrides', 'one_of', 'unless', 'is_whole', 'distance_faults',
-           'selection_faults', 'video_faults', 'sequence_faults', 'is_plain_name', 'datapool_faults', 'image_faults',
-           'is_trained', 'step_faults', 'names_network', 'lightly_faults', 'check_config', 'is_folder', 'is_file',
-           'nearest_existing', 'given_files', 'check_paths', 'register', 'to_config', 'compose_config', 'count_cores',
-           'resolve', 'is_acting', 'is_set', 'notices', 'config_yaml', 'parse_config']
+__all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'TOKEN',
+           'TOKEN_IN_GROUP', 'NUMBERS', 'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'CHANGED_INPUT',
+           'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS', 'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS',
+           'MODEL_FAMILIES', 'RECIPES', 'LOGGERS', 'MOST_NAME_BYTES', 'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME',
+           'ACTING', 'NEVER_ACTING', 'option', 'StoppingCondition', 'SelectOptions', 'TrainOptions', 'VideoOptions',
+           'CorruptnessCheck', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig',
+           'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token',
+           'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value', 'check_group', 'check_overrides',
+           'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults', 'video_faults', 'sequence_faults',
+           'is_plain_name', 'datapool_faults', 'limit_faults', 'image_faults', 'is_trained', 'step_faults',
+           'names_network', 'lightly_faults', 'check_config', 'is_folder', 'is_file', 'nearest_existing', 'given_files',
+           'check_paths', 'register', 'to_config', 'compose_config', 'count_cores', 'resolve', 'is_acting', 'is_set',
+           'notices', 'config_yaml', 'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -138,6 +139,8 @@ class CurateConfig:
     enable_corruptness_check: bool = option(True, 'decode every image once and leave out what cannot be read')
     corruptness_check: CorruptnessCheck = field(default_factory=CorruptnessCheck)
     max_image_pixels: int = option(178_956_970, 'larger images are not decoded and count as corrupt')
+    max_seconds_per_file: float = option(60., 'a file whose decoder gives nothing for so long is given up and counts as corrupt')
+    changed_input: str = option('stop', "when going on and input_dir has changed: 'stop', or 'keep' to what was found first")
     remove_exact_duplicates: bool = option(True, 'leave out images whose pixels equal those of an earlier one')
     video: VideoOptions = field(default_factory=VideoOptions)
     selected_sequence_length: int = option(1, 'select whole sequences of so many neighbouring frames, 1 means single frames')
@@ -161,6 +164,7 @@ class CurateConfig:
     show_video_sampling_timeline: bool = option(True, 'plot when in each video the selected frames are')
     n_example_images: int = option(6, 'retained/removed pairs to show in the report, an even number')
     memory_requirement_in_GB: float = option(2, 'most memory for the distances of the statistics, in GB')
+    memory_limit_in_GB: float = option(-1., 'most memory for the whole run, in GB, -1. means what the machine or container gives')
     savings: Savings = field(default_factory=Savings)
     lightly: dict[str, Any] = field(default_factory=lightly_defaults)
 
@@ -210,11 +214,16 @@ def lightly_lines() -> Iterator[str]:  # lines of YAML with comments
 HELP = '''Choose the few images worth labelling.
 
 lightly-curate key=value ...     e.g. lightly-curate input_dir=photos output_dir=out stopping_condition.n_samples=0.3
+lightly-curate plan key=value ...
+                                 what such a run would take, and whether it can be done here: time by stage, memory, disk, downloads
 lightly-curate select RUN ...    choose again from the vectors of a finished run, into a new run folder,
                                  e.g. lightly-curate select out/2026-03-01/09-30-00 n_samples=500
 lightly-curate report RUN        make report.pdf and report.html of a run again, from its report.json and plots/ alone
 lightly-curate compare RUN RUN   what changed between two runs (input, settings, selection, what it covers): as text, and as
                                  compare.json and compare.pdf in a new folder beside the first run, or in output_dir=FOLDER
+lightly-curate verify RUN        check the files of a run against its manifest and against each other;
+                                 with_inputs=True decodes the inputs once more as well
+lightly-curate repeat RUN OUT    run the recorded configuration again into the folder OUT, and compare all files
 
 Keys, their defaults and what they mean; a new key below lightly needs a + in front, \
 as in +lightly.optimizer.momentum=0.9:
@@ -224,7 +233,8 @@ lightly:
 {lightly}
 
 Flags: --help, --version, --cfg job (show the composed configuration), --multirun (one run for each of several values)
-Exit: 0 done, 2 the request cannot be met (the message says why), 1 a fault of this program, 130 stopped by Ctrl-C
+Exit: 0 done, 2 the request cannot be met (the message says why), 1 a fault of this program (verify and repeat: something is
+wrong or different), 130 stopped by Ctrl-C
 '''
 
 def help_text() -> str:  # text for a terminal
@@ -261,14 +271,17 @@ def tidy_override(
     return f"{name}='{escaped}'"
 
 # %% ../../nbs/00_core/01_config.ipynb #e8cc43c3
+TOKEN = re.compile(r'(?:[^\w/\\]*|\W*[\w.]*[._](?=token\s*=))token\b(.*)', re.IGNORECASE | re.DOTALL)
+TOKEN_IN_GROUP = re.compile(r'[^={]*=?\s*\{.*\btoken\b[\s\'"]*:', re.IGNORECASE | re.DOTALL)
+
 def without_token(
     overrides: Sequence[str],  # words as typed
 ) -> list[str]:                # words without `token=...`
     "The overrides without a token."
     kept, follows = [], False
     for word in overrides:
-        token = re.match(r'\W*token\b(.*)', word, re.IGNORECASE | re.DOTALL)
-        if not token and not follows: kept.append(word)
+        token = TOKEN.match(word)
+        if not token and not follows and not TOKEN_IN_GROUP.match(word): kept.append(word)
         follows = token is not None and not token[1].strip()
     return kept
 
@@ -335,8 +348,8 @@ def check_override(
     from hydra.errors import HydraException
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        return (f'cannot read {override!r}; write key=value without spaces around the equal sign, '
+    except (HydraException, ValueError, RecursionError):  # the last two: more digits, or deeper, than Python reads
+        return (f'cannot read {override[:200]!r}; write key=value without spaces around the equal sign, '
                 'and quote a value with special characters twice: "key=\'value\'"')
     name = parsed.key_or_group
     if not name or parsed.package is not None: return f'{override!r} is no key=value; --help lists all keys'
@@ -396,6 +409,7 @@ def check_overrides(
 # %% ../../nbs/00_core/01_config.ipynb #934bb125
 STEPS = ('train', 'embed', 'select', 'report')
 METHODS = ('coreset', 'threshold_cover', 'typical', 'random')
+CHANGED_INPUT = ('stop', 'keep')
 IMAGE_FORMATS = ('png', 'jpg', 'jpeg', 'webp', 'bmp', 'tiff', 'original')
 EMBEDDING_FORMATS = ('.csv', '.npy', '.parquet')
 EXCLUDE_FORMATS = ('.csv', '.parquet')
@@ -531,6 +545,20 @@ def datapool_faults(
 # %% ../../nbs/00_core/01_config.ipynb #2282a337
 MAX_OUTPUT_SIZE = 16_383  # pixels; WebP can hold no more, and nobody labels larger pictures
 
+def limit_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults
+    "Faults of the limits that a run keeps to."
+    seconds, memory = cfg.max_seconds_per_file, cfg.memory_limit_in_GB
+    return [
+        *unless(cfg.max_image_pixels >= 1,
+                f'max_image_pixels is {cfg.max_image_pixels}, allowed is a whole number from 1'),
+        *unless(0 < seconds < float('inf'), f'max_seconds_per_file is {seconds}, allowed is above 0., in seconds'),
+        *unless(memory == -1 or 0 < memory < float('inf'),
+                f'memory_limit_in_GB is {memory}, allowed is -1. (what the machine or container gives) or above 0., in GB'),
+        *one_of('changed_input', cfg.changed_input, CHANGED_INPUT),
+    ]
+
 def image_faults(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults
@@ -546,8 +574,6 @@ def image_faults(
         *unless(cfg.output_image_format != 'original' or size == -1,
                 "output_image_format is 'original', which copies files as they are; "
                 'leave output_image_size out or choose a format'),
-        *unless(cfg.max_image_pixels >= 1,
-                f'max_image_pixels is {cfg.max_image_pixels}, allowed is a whole number from 1'),
         *unless(not cfg.run_directory or (len(name.parts) > 0 and not name.is_absolute() and '..' not in name.parts),
                 f'run_directory is {cfg.run_directory!r}, allowed is a name below output_dir, '
                 'such as first-try or 2026/march'),
@@ -612,7 +638,7 @@ def lightly_faults(
            'lightly.collate.input_size': (keys['collate']['input_size'], MIN_INPUT_SIZE)}
     width, name = keys['model']['width'], keys['model']['name']
     return [
-        *([] if names_network(name) else one_of('lightly.model.name', name, (*MODELS, 'torchvision/NAME', 'timm/NAME', 'FILE.py:NAME'))),
+        *([] if isinstance(name, str) and names_network(name) else one_of('lightly.model.name', name, (*MODELS, 'torchvision/NAME', 'timm/NAME', 'FILE.py:NAME'))),
         *one_of('lightly.trainer.precision', str(keys['trainer']['precision']), PRECISIONS),
         *[fault for o, (value, low) in values.items()
           for fault in unless(is_whole(value) and value >= low,
@@ -629,7 +655,8 @@ def check_config(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words, empty when all is well
     "Everything that is wrong with a configuration, before a file is touched."
-    faults = [*selection_faults(cfg), *video_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *step_faults(cfg)]
+    faults = [*selection_faults(cfg), *video_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *limit_faults(cfg),
+              *step_faults(cfg)]
     return faults + lightly_faults(cfg.lightly)
 
 # %% ../../nbs/00_core/01_config.ipynb #54616ac6

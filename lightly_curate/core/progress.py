@@ -7,25 +7,50 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO, TypeVar
 
 # %% auto #0
-__all__ = ['logger', 'LOG_FORMAT', 'Listener', 'listeners', 'READ_EVERY_S', 'Item', 'logging_to', 'Tick', 'duration', 'tick_text',
-           'listening', 'draw', 'Progress', 'track', 'write_status', 'read_status']
+__all__ = ['logger', 'NOT_SHOWN', 'ADDRESS', 'LOG_FORMAT', 'Listener', 'listeners', 'READ_EVERY_S', 'Item', 'safe_text',
+           'SafeFormatter', 'LogFile', 'logging_to', 'Tick', 'duration', 'tick_text', 'listening', 'draw', 'Progress',
+           'track', 'write_status', 'read_status']
 
 # %% ../../nbs/00_core/04_progress.ipynb #0bb0a611
 logger = logging.getLogger('lightly_curate')
 
 # %% ../../nbs/00_core/04_progress.ipynb #19b5c6ba
-LOG_FORMAT = logging.Formatter('[%(asctime)s] %(message)s', datefmt='%Y-%m-%d %H:%M:%S')
+NOT_SHOWN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')  # commands to a terminal, and to turn the order of letters
+ADDRESS = re.compile(r'://([^/\s@?#]*@)?([^\s?#\'"]*)(\?[^\s\'"]+)?')  # name and password, place, what is asked
+
+def safe_text(
+    text: str,   # of any origin
+) -> str:        # the same lines; commands to a terminal as they are written in Python, addresses without what may be secret
+    "A text that may be shown on a terminal."
+    text = ADDRESS.sub(lambda o: f'://{"...@" if o[1] else ""}{o[2]}{"?..." if o[3] else ""}', text)
+    return NOT_SHOWN.sub(lambda o: ascii(o[0])[1:-1], text)
+
+class SafeFormatter(logging.Formatter):
+    "Lines that do nothing but be read, whatever the name of a file holds."
+    def format(self, record: logging.LogRecord) -> str: return safe_text(super().format(record))
+
+LOG_FORMAT = SafeFormatter('[%(asctime)s] %(message)s', datefmt='%Y-%m-%d %H:%M:%S')
+
+class LogFile(logging.FileHandler):
+    "A log file; a line that a full disk does not take is kept until it does, and is no reason to end a run."
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError): super().handleError(record)
+
+    def close(self) -> None:
+        try: super().close()
+        except OSError: return
 
 @contextmanager
 def logging_to(
@@ -170,8 +195,11 @@ def write_status(
 ) -> None:
     "Replace the status file by this reading."
     temporary = path.with_name(f'.{os.getpid()}-{path.name}')
-    temporary.write_text(json.dumps(asdict(tick)), encoding='utf-8')
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(asdict(tick)), encoding='utf-8')
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError): temporary.unlink(missing_ok=True)
 
 def read_status(
     path: Path,        # status.json of the run

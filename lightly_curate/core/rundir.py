@@ -4,30 +4,58 @@
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f2710416
 from __future__ import annotations
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from .errors import OutputError
 
 # %% auto #0
-__all__ = ['RUN_MARK', 'replacing', 'RunState', 'RunData', 'RunDir']
+__all__ = ['FULL', 'NEXT_TO_NOTHING', 'RUN_MARK', 'is_full', 'no_room', 'replacing', 'RunState', 'RunData', 'RunDir']
 
 # %% ../../nbs/00_core/02_rundir.ipynb #f6206b64
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or largest file
+NEXT_TO_NOTHING = 2**20                           # bytes; less is left where a writer that gives no reason has failed
+
+def is_full(
+    error: OSError,  # of a writer
+    folder: Path,    # where it wrote
+) -> bool:           # False also when the folder is gone
+    "Whether there was no room; NumPy tells how many numbers it could not write, and not why."
+    if error.errno is not None: return error.errno in FULL
+    return folder.is_dir() and shutil.disk_usage(folder).free < NEXT_TO_NOTHING
+
+def no_room(
+    path: Path,      # what was being written
+    n_written: int,  # bytes, so far
+    n_bytes: int,    # in all, 0: not known
+) -> OutputError:    # to be raised
+    "What a full disk is told with."
+    missing = f'{max(0, n_bytes - n_written)/1e6:,.1f} MB are missing' if n_bytes > n_written else 'how much more it needs is not known'
+    return OutputError(f'{path} cannot be written: the disk is full after {n_written/1e6:,.1f} MB of it, {missing}; '
+                       'free space and start the run again: what it has finished is kept')
+
 @contextmanager
 def replacing(
     path: Path,        # file to write; folders above it are made
+    n_bytes: int = 0,  # size it will have, as far as that is known
 ) -> Iterator[Path]:   # temporary neighbour to write to
     "Write a neighbour of `path` that takes its place when the block ends well, and vanishes when it does not."
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
     temporary = path.with_name(f'.{os.getpid()}-{digest}{path.suffix}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if not is_full(error, path.parent): raise
+        raise no_room(path, temporary.stat().st_size if temporary.is_file() else 0, n_bytes) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,9 +86,12 @@ class RunState:
     @property
     def training_request(self) -> Path: return self.root/RUN_MARK/'training.pt'  # what the processes of several devices are given
     @property
+    def lock(self) -> Path: return self.root/RUN_MARK/'lock.json'             # who works on the run now
+    @property
     def kernel_log(self) -> Path: return self.root/RUN_MARK/'kernel.log'
     @property
     def status(self) -> Path: return self.root/RUN_MARK/'status.json'
+    def parts(self, stage: str) -> Path: return self.state/'parts'/stage                # finished parts of a stage that has not finished
     def mark(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.json'     # what a finished stage was given
     def table(self, stage: str) -> Path: return self.state/'stages'/f'{stage}.parquet'  # sample table after it
 
@@ -82,6 +113,8 @@ class RunData(RunState):
     def training_csv(self) -> Path: return self.root/'data'/'training.csv'
     @property
     def samples_parquet(self) -> Path: return self.root/'data'/'samples.parquet'
+    @property
+    def maps_parquet(self) -> Path: return self.root/'data'/'maps.parquet'
     @property
     def videos_csv(self) -> Path: return self.root/'data'/'videos.csv'
     @property
@@ -129,6 +162,8 @@ class RunDir(RunData):
     def report_pdf(self) -> Path: return self.root/'report.pdf'
     @property
     def report_html(self) -> Path: return self.root/'report.html'
+    @property
+    def manifest_json(self) -> Path: return self.root/'manifest.json'
     @property
     def explore_html(self) -> Path: return self.root/'explore.html'
     def checkpoint(self, epoch: int) -> Path: return self.root/f'lightly_epoch_{epoch}.ckpt'  # epoch from 0

@@ -23,9 +23,9 @@ STATUS = ('ok', 'corrupt', 'duplicate', 'masked', 'member', 'excluded', 'outlier
 SOURCE = ('image', 'frame', 'video')
 COLUMNS: dict[str, Any] = {
     'filename': 'string', 'source': pd.CategoricalDtype(SOURCE), 'path': 'string', 'frame': 'Int64', 'pts': 'Int64',
-    'time_s': 'float64', 'label': 'Int64', 'width': 'Int32', 'height': 'Int32', 'content': 'string',
-    'uniform_row_ratio': 'float32', 'status': pd.CategoricalDtype(STATUS), 'reason': 'string', 'duplicate_of': 'Int64', 'preselected': 'bool', 'selected': 'bool', 'rank': 'Int64',
-    'gap': 'float32', 'nearest_selected': 'Int64', 'nearest_distance': 'float32',
+    'time_s': 'float64', 'size_bytes': 'Int64', 'mtime_ns': 'Int64', 'label': 'Int64', 'width': 'Int32', 'height': 'Int32', 'content': 'string',
+    'uniform_row_ratio': 'float32', 'status': pd.CategoricalDtype(STATUS), 'reason': 'string', 'duplicate_of': 'Int64',
+    'preselected': 'bool', 'selected': 'bool', 'rank': 'Int64', 'gap': 'float32', 'nearest_selected': 'Int64', 'nearest_distance': 'float32',
 }
 
 # %% ../../nbs/00_core/03_samples.ipynb #583d85c5
@@ -147,7 +147,7 @@ def save_samples(
     with replacing(path) as temporary:
         check_samples(samples).to_parquet(temporary, index=False)
 
-ADDED = {'preselected': False, 'time_s': np.nan, 'uniform_row_ratio': np.nan}  # columns that tables of earlier versions lack
+ADDED = {'preselected': False, 'time_s': np.nan, 'uniform_row_ratio': np.nan, 'size_bytes': pd.NA, 'mtime_ns': pd.NA}  # columns that tables of earlier versions lack
 
 def load_samples(
     path: Path,       # Parquet file written by `save_samples`

@@ -11,14 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
-from PIL import Image
-from .images import MAX_IMAGE_PIXELS, UnreadableImage, read_rgb
+from .images import MAX_IMAGE_PIXELS
+from .isolated import Values
+from .pictures import SECONDS, in_worker_each
+from .scan import change_of
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'map_in_threads', 'square_pixels', 'Batch', 'make_batch', 'load_batches']
+__all__ = ['Item', 'Result', 'FILES_TOGETHER', 'map_in_threads', 'rows_reader', 'read_rows', 'Batch', 'make_batch',
+           'load_batches']
 
 # %% ../../nbs/10_data/13_batches.ipynb #b0baa407
 Item = TypeVar('Item')
@@ -43,13 +46,36 @@ def map_in_threads(
         finally:
             for future in waiting: future.cancel()
 
-# %% ../../nbs/10_data/13_batches.ipynb #1e778a75
-def square_pixels(
-    image: Image.Image,  # RGB
-    input_size: int,     # side of the square, pixels
-) -> np.ndarray:         # (s, s, 3) uint8
-    "Squeeze a picture into a square."
-    return np.asarray(image.resize((input_size, input_size), Image.Resampling.BILINEAR))
+# %% ../../nbs/10_data/13_batches.ipynb #64a32b1b
+FILES_TOGETHER = 8  # asked for at a time, fewer when there are few
+
+def rows_reader(
+    samples: pd.DataFrame,  # sample table
+    input_dir: Path,        # folder that `path` is relative to
+    function: str,          # of `data.pictures`, e.g. 'square'
+    *args: Any,             # of the function, after path and max_pixels
+    max_pixels: int,        # larger pictures are refused, pixels
+    seconds: float,         # that a file may take
+) -> Callable[[list[int]], list[Values]]:  # of rows: what the function tells of their files, or a reason
+    "A function that reads the files of rows."
+    paths, folder = samples['path'].to_numpy(), Path(input_dir).absolute()
+    sizes, times = (samples[o].to_numpy(dtype=np.int64, na_value=-1) for o in ('size_bytes', 'mtime_ns'))
+    def changed(row: int) -> str | None: return None if sizes[row] < 0 else change_of(folder/paths[row], int(sizes[row]), int(times[row]))
+    def read(rows: list[int]) -> list[Values]:
+        told = in_worker_each(function, [folder/paths[row] for row in rows], *args, max_pixels=max_pixels, seconds=seconds)
+        return [{'reason': reason} if (reason := changed(row)) else o for row, o in zip(rows, told, strict=True)]
+    return read
+
+def read_rows(
+    read: Callable[[list[int]], list[Values]],  # from `rows_reader`
+    rows: np.ndarray,           # (n,) int64
+    n_workers: int,             # threads, at least 1
+    n_ahead: int = 0,           # files read before their turn, at least; 0: as many as keep the threads busy
+) -> Iterator[Values]:          # for each row, in the same order
+    "Read the files of many rows in threads."
+    together = max(1, min(FILES_TOGETHER, len(rows)//(8*n_workers)))
+    some = (rows[i:i + together].tolist() for i in range(0, len(rows), together))
+    for told in map_in_threads(read, some, n_workers, n_ahead=-(-n_ahead//together) or None): yield from told
 
 # %% ../../nbs/10_data/13_batches.ipynb #b51fa02d
 @dataclass(frozen=True)
@@ -77,19 +103,15 @@ def load_batches(
     input_dir: Path,                     # folder that `path` is relative to
     input_size: int,                     # side of the square pictures, pixels
     batch_size: int,                     # rows in a batch, at least 1; the last may have fewer
-    n_workers: int,                      # threads; 0 counts as 1
+    n_workers: int,                      # threads, each with a worker process; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
     least_side: int = 0,                 # pixels; above 0 JPEGs may be decoded at a part of their size, see `open_image`
-) -> Iterator[Batch]:                  # each row of `rows` in exactly one batch, read or failed
+    seconds: float = SECONDS,            # that a file may take
+) -> Iterator[Batch]:                    # each row of `rows` in exactly one batch, read or failed
     "Read pictures ahead, batch by batch, in the order of `rows`."
-    paths = samples['path']
-    def read(row: int) -> np.ndarray | str:
-        try:
-            return square_pixels(read_rgb(Path(input_dir)/paths[row], max_pixels, least_side), input_size)
-        except UnreadableImage as error:
-            return error.reason
-    n_workers = max(1, n_workers)
-    results = map_in_threads(read, (int(o) for o in rows), n_workers, n_ahead=2*batch_size + 4*n_workers)
+    read, n_workers = rows_reader(samples, input_dir, 'square', input_size, least_side, max_pixels=max_pixels, seconds=seconds), max(1, n_workers)
+    told = read_rows(read, rows, n_workers, n_ahead=2*batch_size + 4*n_workers)
+    results = (str(o['reason']) if 'reason' in o else o['pixels'] for o in told)
     for start in range(0, len(rows), batch_size):
         here, began = rows[start:start + batch_size], time.perf_counter()
         loaded = dict(zip((int(o) for o in here), islice(results, len(here)), strict=True))

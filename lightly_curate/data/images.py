@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from ..core.errors import InputError
-from .scan import SIGNATURE_BYTES, has_image_signature
+from .isolated import alone
 
 # %% auto #0
-__all__ = ['FORMATS', 'MAX_IMAGE_PIXELS', 'PILLOW_MODULES', 'QUIET', 'pixel_limit', 'ENDS_EARLY', 'HEIC_BRANDS', 'TURNS',
-           'BIG_PIXELS', 'one_big_picture', 'STRIP_PIXELS', 'readable_formats', 'quiet_pillow', 'PixelLimit',
-           'UnreadableImage', 'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright',
-           'choose_part', 'decode', 'first_bytes', 'open_image', 'to_8bit', 'to_rgb', 'read_rgb', 'content_hash',
-           'thumbnail']
+__all__ = ['FORMATS', 'MAX_IMAGE_PIXELS', 'PILLOW_MODULES', 'QUIET', 'pixel_limit', 'ENDS_EARLY', 'HEAD_BYTES', 'HEIC_BRANDS',
+           'TURNS', 'BIG_PIXELS', 'STRIP_PIXELS', 'readable_formats', 'quiet_pillow', 'PixelLimit', 'UnreadableImage',
+           'too_many_pixels', 'unknown_content', 'reason_of', 'orientation', 'upright', 'choose_part', 'decode',
+           'first_bytes', 'open_image', 'to_8bit', 'to_rgb', 'read_rgb', 'content_hash', 'thumbnail']
 
 # %% ../../nbs/10_data/11_images.ipynb #3443055a
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'ICO', 'MPO')
@@ -76,6 +75,7 @@ pixel_limit = PixelLimit()
 
 # %% ../../nbs/10_data/11_images.ipynb #f39edb9b
 ENDS_EARLY = ('truncated', 'not enough data', 'unexpected end')  # in what Pillow and its libraries say of a cut file, lower case
+HEAD_BYTES = 32
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')  # ISO/IEC 23008-12, bytes 8 to 11 of the file
 
 class UnreadableImage(InputError):
@@ -91,9 +91,10 @@ def too_many_pixels(
     return f'{n_pixels:,} pixels, more than max_image_pixels allows ({max_pixels:,})'
 
 def unknown_content(
-    head: bytes,  # first `SIGNATURE_BYTES` bytes of the file
+    head: bytes,  # first `HEAD_BYTES` bytes of the file
 ) -> str:         # reason
     "Words for a file that no decoder knows."
+    from lightly_curate.data.scan import has_image_signature  # not above: it brings pandas, which no worker process needs
     if not head: return 'the file is empty'
     if head[4:8] == b'ftyp' and head[8:12] in HEIC_BRANDS: return 'HEIC, which is not read; convert it to JPEG or PNG'
     if has_image_signature(head): return 'begins as a picture, but the header is damaged or of a kind that is not read'
@@ -111,6 +112,7 @@ def reason_of(
     if isinstance(error, MemoryError): return 'the picture does not fit into memory'
     if 'MAX_TEXT' in text: return 'a text block in the file unpacks to more than Pillow allows'
     if isinstance(error, OSError) and error.strerror: return error.strerror.lower()
+    if 'null byte' in text: return 'the name holds a zero byte'
     if any(o in text.lower() for o in ENDS_EARLY): return 'the file ends too early'
     said = text if isinstance(error, OSError) and text else f'{type(error).__name__}: {text}'.removesuffix(': ')
     return f'the picture data is damaged ({said[:120]})'
@@ -142,7 +144,6 @@ def upright(
 
 # %% ../../nbs/10_data/11_images.ipynb #13bdd162
 BIG_PIXELS = 25_000_000  # pixels, 100 MB as Pillow holds them; larger pictures are decoded one at a time
-one_big_picture = threading.Lock()
 
 def choose_part(
     image: Image.Image,  # opened, not yet decoded; told to decode a part of its size
@@ -163,16 +164,16 @@ def decode(
             n_pixels = image.width*image.height
             if n_pixels > max_pixels: raise UnreadableImage(too_many_pixels(n_pixels, max_pixels))
             size = choose_part(image, least_side)
-            with one_big_picture if image.width*image.height > BIG_PIXELS else nullcontext():
+            with alone() if image.width*image.height > BIG_PIXELS else nullcontext():
                 image.load()
                 return upright(image if size in (None, image.size) else image.crop((0, 0, *size)))
 
 def first_bytes(
     path: Path,  # regular file
-) -> bytes:      # at most `SIGNATURE_BYTES`, empty when the file cannot be read any more
+) -> bytes:      # at most `HEAD_BYTES`, empty when the file cannot be read any more
     "The beginning of a file."
     try:
-        with path.open('rb') as file: return file.read(SIGNATURE_BYTES)
+        with path.open('rb') as file: return file.read(HEAD_BYTES)
     except OSError:
         return b''
 
@@ -186,7 +187,7 @@ def open_image(
     path = Path(path)
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UnreadableImage(reason_of(error, path, max_pixels)) from None
     if not regular: raise UnreadableImage('not a regular file')
     try:
@@ -199,6 +200,8 @@ def open_image(
         raise UnreadableImage(reason_of(error, path, max_pixels)) from None
 
 # %% ../../nbs/10_data/11_images.ipynb #6059859a
+STRIP_PIXELS = 250_000  # worked on at a time, about one megabyte
+
 def to_8bit(
     values: np.ndarray,  # (h, w) uint16 or int32, or float32 with or without NaN
 ) -> np.ndarray:         # (h, w) uint8
@@ -210,8 +213,11 @@ def to_8bit(
     elif high > 255: divisor, offset = 256., 0.
     elif high > 1 or values.dtype.kind != 'f': divisor, offset = 1., 0.
     else: divisor, offset = 1/255, 0.
-    scaled = (np.where(finite, values, low).astype(np.float64) - offset)/divisor
-    return np.where(finite, np.clip(scaled, 0, 255), 0).astype(np.uint8)
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for strip, of_values, is_finite in zip(*(np.array_split(o, 1 + o.size//STRIP_PIXELS) for o in (scaled, values, finite)), strict=True):
+        wide = (np.where(is_finite, of_values, low).astype(np.float64) - offset)/divisor
+        strip[...] = np.where(is_finite, np.clip(wide, 0, 255), 0)
+    return scaled
 
 def to_rgb(
     image: Image.Image,  # any mode
@@ -232,8 +238,6 @@ def read_rgb(
     return to_rgb(open_image(path, max_pixels, least_side))
 
 # %% ../../nbs/10_data/11_images.ipynb #b32fb6e7
-STRIP_PIXELS = 250_000  # hashed at a time, about one megabyte
-
 def content_hash(
     image: Image.Image,  # decoded, upright, in the mode of the file
 ) -> str:                # 32 hexadecimal digits

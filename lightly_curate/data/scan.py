@@ -6,8 +6,9 @@
 from __future__ import annotations
 import errno
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -19,9 +20,10 @@ from ..core.samples import make_samples, name_order, with_columns
 
 # %% auto #0
 __all__ = ['ORIGINAL_EXTENSIONS', 'IMAGE_EXTENSIONS', 'VIDEO_EXTENSIONS', 'OTHER_EXTENSIONS', 'KIND_OF_EXTENSION',
-           'SIGNATURE_BYTES', 'Kind', 'kind_of', 'has_image_signature', 'holds_image', 'name_fault', 'escape_name',
-           'short_path', 'list_folder', 'reaches', 'is_too_long', 'walk', 'counted', 'Found', 'file_fault',
-           'find_files', 'weak_labels', 'nothing_found', 'found_words', 'scan']
+           'SIGNATURE_BYTES', 'CONTROL', 'CHANGED_SINCE', 'MOST_NAMED', 'Kind', 'kind_of', 'has_image_signature',
+           'holds_image', 'name_fault', 'escape_name', 'short_path', 'list_folder', 'reaches', 'is_too_long', 'walk',
+           'state_of', 'states_of', 'change_of', 'counted', 'Found', 'file_fault', 'find_files', 'weak_labels',
+           'nothing_found', 'found_words', 'with_states', 'scan', 'Changes', 'changes_since']
 
 # %% ../../nbs/10_data/10_scan.ipynb #b3af8239
 ORIGINAL_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
@@ -72,6 +74,8 @@ def holds_image(
         return False
 
 # %% ../../nbs/10_data/10_scan.ipynb #dc9dac90
+CONTROL = re.compile('[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]')  # what a terminal obeys instead of showing; a tab does no harm
+
 def name_fault(
     filename: str,   # as the file system gives it, undecodable bytes as surrogates
 ) -> str | None:     # reason, None when the name is fine
@@ -79,6 +83,7 @@ def name_fault(
     if len(filename.splitlines()) != 1: return 'the name holds a line break; rename the file'
     try: filename.encode('utf-8')
     except UnicodeEncodeError: return 'the name is not valid UTF-8; rename the file'
+    if CONTROL.search(filename): return 'the name holds a control character; rename the file'
     return None
 
 def escape_name(
@@ -86,7 +91,7 @@ def escape_name(
 ) -> str:            # one line of valid UTF-8
     "Show the bytes of a filename that cannot be written."
     text = filename.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
-    return ''.join(o if len((o + 'x').splitlines()) == 1 else ascii(o)[1:-1] for o in text)
+    return ''.join(o if len((o + 'x').splitlines()) == 1 and not CONTROL.match(o) else ascii(o)[1:-1] for o in text)
 
 def short_path(
     path: str,   # any path, of any length
@@ -137,6 +142,35 @@ def walk(
             elif is_too_long(entry.path): yield f'{prefix}{entry.name}/', entry
             else: waiting.append((entry.path, f'{prefix}{entry.name}/', chain))
 
+# %% ../../nbs/10_data/10_scan.ipynb #673c58fa
+CHANGED_SINCE = 'the file has changed since it was scanned'
+
+def state_of(
+    path: str | Path,               # file
+) -> tuple[int, int] | None:        # size in bytes, time of change in nanoseconds since 1970; None: it cannot be asked
+    "What a file is known again by."
+    try: found = os.stat(path)
+    except (OSError, ValueError): return None
+    return found.st_size, found.st_mtime_ns
+
+def states_of(
+    folder: Path,             # that the paths are relative to, may be missing
+    paths: Iterable[str],     # of files, repeated ones are asked once
+) -> dict[str, tuple[int, int]]:  # path = its state, of those that are there
+    "What many files are known again by."
+    asked = {o: state_of(os.path.join(folder, o)) for o in dict.fromkeys(paths)}
+    return {path: state for path, state in asked.items() if state}
+
+def change_of(
+    path: Path,                     # file that has been read
+    size_bytes: int | None,         # as in the sample table, missing when it was never asked
+    mtime_ns: int | None,           # the same, in nanoseconds since 1970
+) -> str | None:                    # reason, None: it is as it was, or it has gone, or nothing was known
+    "Whether a file is another one than was scanned."
+    now = state_of(path)
+    if now is None or pd.isna(size_bytes) or pd.isna(mtime_ns): return None
+    return None if now == (size_bytes, mtime_ns) else CHANGED_SINCE
+
 # %% ../../nbs/10_data/10_scan.ipynb #6092c013
 def counted(
     n: int,     # how many, 0 or more
@@ -154,6 +188,7 @@ class Found:
     n_hidden: int = 0                                       # files whose name begins with a dot
     others: Counter[str] = field(default_factory=Counter)   # extension = files that are no pictures
     too_long: list[str] = field(default_factory=list)       # posix paths of folders that are too long to be listed
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)  # filename = size in bytes, time of change in ns; of regular files
 
     def text(self) -> str:
         "The files that are left out, in words, empty when there are none."
@@ -190,7 +225,9 @@ def find_files(
             taken.add(filename)
             found.filenames.append(filename)
             if kind is Kind.VIDEO: found.videos.add(filename)
+            state = None if fault else state_of(entry.path)
             if fault: found.faults[filename] = fault
+            elif state: found.states[filename] = state
     return found
 
 # %% ../../nbs/10_data/10_scan.ipynb #54e5f9a4
@@ -224,6 +261,15 @@ def found_words(
     kinds = [counted(n, noun) for n, noun in [(len(found.filenames) - n_videos, 'image'), (n_videos, 'video')] if n]
     return f'{" and ".join(kinds)} in {counted(len(folders), "folder")}'
 
+def with_states(
+    samples: pd.DataFrame,                  # sample table
+    states: Mapping[str, tuple[int, int]],  # path = size in bytes, time of change in ns; others stay unknown
+) -> pd.DataFrame:                          # with size_bytes and mtime_ns
+    "Write down what files are known again by."
+    told = [states.get(o, (pd.NA, pd.NA)) for o in samples['path']]
+    columns = {name: pd.array([o[i] for o in told], dtype='Int64') for i, name in enumerate(('size_bytes', 'mtime_ns'))}
+    return samples.assign(**columns)
+
 def scan(
     input_dir: Path,   # folder with pictures and videos at any depth
 ) -> pd.DataFrame:     # sample table, a row for each file: filename, source, path, label; names or files that cannot be used are corrupt
@@ -235,7 +281,7 @@ def scan(
     found = find_files(root)
     if len(found.filenames) == len(found.faults): raise InputError(nothing_found(input_dir, found))
     source = ['video' if o in found.videos else 'image' for o in found.filenames]
-    samples = make_samples(found.filenames, labels=weak_labels(found.filenames, found.videos), source=source)
+    samples = with_states(make_samples(found.filenames, labels=weak_labels(found.filenames, found.videos), source=source), found.states)
     rows = samples.index[samples['filename'].isin(list(found.faults))].to_numpy()
     if len(rows):
         samples = with_columns(samples, rows, status='corrupt', reason=[found.faults[o] for o in samples['filename'][rows]])
@@ -245,3 +291,37 @@ def scan(
         logger.warning('left out %s with all that lies in it, because the path is too long to be opened, first %s; shorten the names',
                        counted(len(found.too_long), 'folder'), short_path(min(found.too_long, key=name_order)))
     return samples
+
+# %% ../../nbs/10_data/10_scan.ipynb #a09b721a
+MOST_NAMED = 5  # files of each kind in a message
+
+@dataclass(frozen=True)
+class Changes:
+    "How an input folder differs from what was scanned."
+    new: tuple[str, ...] = ()      # paths below the folder, in table order
+    gone: tuple[str, ...] = ()     # they were files, and are none now
+    changed: tuple[str, ...] = ()  # of another size or time of change
+
+    def __bool__(self) -> bool: return bool(self.new or self.gone or self.changed)
+
+    def words(self) -> str:  # e.g. '2 files are new (a.jpg, b.jpg), 1 file is gone (c.jpg)'
+        "The differences with the first names of each kind."
+        told = []
+        for paths, one, many in [(self.new, 'is new', 'are new'), (self.gone, 'is gone', 'are gone'), (self.changed, 'has changed', 'have changed')]:
+            names = [short_path(o) for o in paths[:MOST_NAMED]] + ['...']*(len(paths) > MOST_NAMED)
+            if paths: told.append(f'{counted(len(paths), "file")} {one if len(paths) == 1 else many} ({", ".join(names)})')
+        return ', '.join(told)
+
+def changes_since(
+    samples: pd.DataFrame,  # sample table of the scan
+    input_dir: Path,        # the folder now
+    with_new: bool = True,  # False: only the files of the table are asked, which takes no walk
+) -> Changes:               # of the files that were regular ones
+    "Look at an input folder again."
+    root, known = os.path.abspath(input_dir), samples.dropna(subset=['size_bytes', 'mtime_ns'])
+    before = dict(zip(known['path'], zip(known['size_bytes'], known['mtime_ns'], strict=True), strict=True))
+    found = find_files(root) if with_new else None
+    now = found.states if found else states_of(Path(root), before)
+    new = set(found.filenames) - set(samples['path']) if found else set()
+    gone, changed = [o for o in before if o not in now], [o for o in before if o in now and now[o] != before[o]]
+    return Changes(*(tuple(sorted(o, key=name_order)) for o in (new, gone, changed)))

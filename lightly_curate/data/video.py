@@ -22,8 +22,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 from ..core.compiled import compiled
 from ..core.errors import InputError
-from .batches import square_pixels
 from .images import MAX_IMAGE_PIXELS, first_bytes, too_many_pixels
+from .isolated import still_working
+from .pictures import square_pixels
 from .scan import VIDEO_EXTENSIONS, counted, has_image_signature
 
 # %% auto #0
@@ -161,11 +162,15 @@ def video_packets(
     stream: av.video.stream.VideoStream,     # the one that is read
     tally: Tally,                            # added to
 ) -> Generator[av.Packet | None, None, None]:  # packets of the stream in the order of the file, at the end None
-    "Packets of one stream, while all are counted."
+    "Packets of one stream, while all are counted; each that lies further in the file is a sign of life."
+    furthest = -1
     try:
         for packet in container.demux():
             if not packet.size: continue  # PyAV's sign for the end of a stream
             tally.add(packet)
+            if packet.pos is not None and packet.pos > furthest:
+                furthest = packet.pos
+                still_working()
             if packet.stream_index != stream.index: continue
             tally.n_packets += 1
             yield packet
@@ -396,6 +401,7 @@ class Pass:
             frame = Frame(self.tally.n_kept - 1, picture.pts, time_s, picture, round(picture.rotation/90)*90 % 360)
             self.watch.see(frame)
             self.tally.last_s = self.place_s(frame)
+            still_working()
             yield frame
 
     def place_s(self, frame: Frame) -> float:

@@ -18,16 +18,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from ..core.errors import OutputError
+from ..core.parts import Parts
 from ..core.progress import Progress, logger
 from ..core.rundir import replacing
 from ..core.samples import result_order
 from ..data.frames import pictures_of, share_threads, wanted_frames
 from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, open_image, to_rgb
+from ..data.pictures import SECONDS, in_worker
+from ..data.scan import change_of, counted
 
 # %% auto #0
 __all__ = ['SAVED_AS', 'HOLDS', 'RESIZED_AS_THEY_ARE', 'JPEG_QUALITY', 'SAVE_OPTIONS', 'dump_names', 'dump_size',
            'is_transparent', 'on_white', 'fit_mode', 'prepare', 'open_source', 'save_picture', 'dump_image', 'Dump',
-           'outcome', 'Dumping', 'check_targets', 'dump_selected']
+           'outcome', 'Dumping', 'check_targets', 'known_outcomes', 'keep', 'dump_selected']
 
 # %% ../../nbs/60_deliver/61_dump.ipynb #8ebca625
 def dump_names(
@@ -173,6 +176,7 @@ class Dumping:
     image_format: str              # key of SAVED_AS, or 'original'
     max_pixels: int                # larger images are not opened
     n_threads: int                 # of the decoder of a video
+    seconds: float                 # that a file may take
 
     def image(
         self,
@@ -180,6 +184,11 @@ class Dumping:
     ) -> dict[int, bool | str]:    # row = whether it was enlarged, or why it was not written
         "Write an image."
         source = self.input_dir/self.samples['path'][row]
+        changed = change_of(source, self.samples['size_bytes'][row], self.samples['mtime_ns'][row])
+        if changed: return {row: changed}
+        if self.image_format != 'original' and pd.isna(self.samples['content'][row]):  # nobody has decoded it yet
+            told = in_worker('content', source, max_pixels=self.max_pixels, seconds=self.seconds)
+            if 'reason' in told: return {row: told['reason']}
         return {row: outcome(lambda: dump_image(source, self.targets[row], self.size, self.image_format, self.max_pixels), self.image_format)}
 
     def video(
@@ -188,7 +197,7 @@ class Dumping:
     ) -> dict[int, bool | str]:    # row = whether it was enlarged, or why it was not written
         "Write frames of a video, going through it once."
         done: dict[int, bool | str] = {}
-        for row, picture in pictures_of(self.samples, np.array(rows), self.input_dir, self.max_pixels, self.n_threads):
+        for row, picture in pictures_of(self.samples, np.array(rows), self.input_dir, self.max_pixels, self.n_threads, seconds=self.seconds):
             if isinstance(picture, str): done[row] = picture
             else: done[row] = outcome(partial(save_picture, picture, self.targets[row], self.size, self.image_format), self.image_format)
         return done
@@ -203,6 +212,28 @@ def check_targets(
         if not target.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f'{name!r} would be written outside of {folder.name}')
 
+def known_outcomes(
+    parts: Parts | None,      # of an earlier attempt, None: none are kept
+    targets: dict[int, Path], # row = file to write
+) -> dict[int, bool | str]:   # row = whether it was enlarged, or why it was not written
+    "What an earlier attempt has written and is still there."
+    known: dict[int, bool | str] = {}
+    for part in parts.found() if parts is not None else ():
+        for row, enlarged, reason in zip(part['row'].tolist(), part['enlarged'].tolist(), part['reason'].tolist(), strict=True):
+            if row in targets and (reason or targets[row].is_file()): known[row] = reason or enlarged
+    return known
+
+def keep(
+    parts: Parts | None,            # None: nothing is kept
+    done: dict[int, bool | str],    # as from `known_outcomes`
+) -> None:
+    "Keep what became of some pictures."
+    if parts is None or not done: return
+    reasons = [o if isinstance(o, str) else '' for o in done.values()]
+    parts.add({'row': np.array(list(done), dtype=np.int64), 'enlarged': np.array([o is True for o in done.values()]),
+               'reason': np.array(reasons, dtype=str)})
+
+# %% ../../nbs/60_deliver/61_dump.ipynb #388361e0
 def dump_selected(
     samples: pd.DataFrame,             # sample table after selection
     input_dir: Path,                   # folder the paths are relative to
@@ -211,21 +242,27 @@ def dump_selected(
     image_format: str = 'png',         # 'png', 'jpg', 'jpeg', 'webp', 'bmp', 'tiff' or, for images, 'original'
     n_workers: int = 1,                # threads
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger images are not opened
+    parts: Parts | None = None,        # keeps what is written, so that an interrupted dump goes on
+    seconds: float = SECONDS,          # that a file may take
 ) -> Dump:                             # counts and failures
     "Write all selected images and frames."
     rows = result_order(samples)
     names = samples.loc[rows, 'filename'].tolist()
     targets = {row: folder/o for row, o in zip(rows.tolist(), dump_names(names, image_format), strict=True)}
     check_targets(dict(zip(names, targets.values(), strict=True)), folder)
-    is_frame = (samples['source'][rows] == 'frame').to_numpy()
-    videos = [list(o.values()) for o in wanted_frames(samples, rows[is_frame]).values()]
+    done = known_outcomes(parts, targets)
+    if done: logger.info('%s of %s were written already', f'{len(done):,}', counted(len(rows), 'sample'))
+    left = rows[~np.isin(rows, list(done))]
+    is_frame = (samples['source'][left] == 'frame').to_numpy()
+    videos = [list(o.values()) for o in wanted_frames(samples, left[is_frame]).values()]
     n_parallel, n_threads = share_threads(len(videos), n_workers)
-    dumping = Dumping(samples, input_dir, targets, size, image_format, max_pixels, n_threads)
-    done: dict[int, bool | str] = {}
-    with ThreadPoolExecutor(max(1, n_workers)) as pool, Progress('dumping', len(rows)) as progress:
-        for part in chain(pool.map(dumping.image, rows[~is_frame].tolist()), pool.map(dumping.video, videos)):
-            done |= part
-            progress.advance(len(part))
+    dumping = Dumping(samples, input_dir, targets, size, image_format, max_pixels, n_threads, seconds)
+    with ThreadPoolExecutor(max(1, n_workers)) as pool, Progress('dumping', len(left)) as progress:
+        for one in chain(pool.map(dumping.image, left[~is_frame].tolist()), pool.map(dumping.video, videos)):
+            done |= one
+            keep(parts, one)
+            progress.advance(len(one))
+    if parts is not None: parts.flush()
     failed = {str(samples['filename'][row]): o for row in rows.tolist() if isinstance(o := done[row], str)}
     for name, reason in failed.items(): logger.warning('%s was selected but not written: %s', name, reason)
     return Dump(len(rows) - len(failed), sum(o is True for o in done.values()), failed)

@@ -5,6 +5,7 @@
 # %% ../../nbs/60_deliver/60_export.ipynb #d6c19d33
 from __future__ import annotations
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pandas as pd
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available, result_order
 from ..embed.embedding_csv import write_embeddings
-from ..embed.vectors import Vectors
+from ..embed.vectors import Vectors, find_rows
 
 # %% auto #0
-__all__ = ['write_names', 'write_filename_lists', 'removed_table', 'write_removed_samples', 'write_json', 'write_corruptness',
-           'video_table', 'write_videos', 'write_available_embeddings', 'write_selected_embeddings']
+__all__ = ['FORMULA', 'write_names', 'write_filename_lists', 'removed_table', 'write_people_table', 'write_removed_samples',
+           'write_json', 'write_corruptness', 'video_table', 'write_videos', 'write_available_embeddings',
+           'write_selected_embeddings']
 
 # %% ../../nbs/60_deliver/60_export.ipynb #54fbe8eb
 def write_names(
@@ -25,7 +27,7 @@ def write_names(
 ) -> None:
     "One name a line, in UTF-8."
     with replacing(path) as temporary:
-        temporary.write_text(''.join(f'{o}\n' for o in names), encoding='utf-8')
+        with temporary.open('w', encoding='utf-8', newline='\n') as file: file.writelines(f'{o}\n' for o in names)
 
 def write_filename_lists(
     samples: pd.DataFrame,  # sample table after selection
@@ -51,13 +53,24 @@ def removed_table(
     return pd.DataFrame({'filename': out['filename'], 'step': step, 'reason': reason, 'kept_instead': kept,
                          'distance': out['nearest_distance']}).reset_index(drop=True)
 
+FORMULA = re.compile(r'^(?=[=+\-@\t])')  # how a cell begins that a spreadsheet computes
+
+def write_people_table(
+    path: Path,              # CSV file
+    table: pd.DataFrame,     # any rows
+    names: Sequence[str],    # columns of paths
+) -> None:
+    "Write a table that a person may open with a spreadsheet."
+    safe = {o: table[o].str.replace(FORMULA, './', regex=True) for o in names}
+    with replacing(path) as temporary: table.assign(**safe).to_csv(temporary, index=False, encoding='utf-8')
+
 def write_removed_samples(
     samples: pd.DataFrame,  # sample table after selection
     path: Path,             # CSV file
 ) -> None:
     "Write the table of what was left out."
-    with replacing(path) as temporary:
-        removed_table(samples).to_csv(temporary, index=False, encoding='utf-8')
+    table = removed_table(samples)
+    write_people_table(path, table.astype({'kept_instead': 'string'}), ['filename', 'kept_instead'])
 
 # %% ../../nbs/60_deliver/60_export.ipynb #25217423
 def write_json(
@@ -95,7 +108,7 @@ def write_videos(
     path: Path,                             # CSV file
 ) -> None:
     "Write the table of videos."
-    with replacing(path) as temporary: video_table(samples, videos).to_csv(temporary, index=False, encoding='utf-8')
+    write_people_table(path, video_table(samples, videos), ['path'])
 
 # %% ../../nbs/60_deliver/60_export.ipynb #4df2b355
 def write_available_embeddings(
@@ -106,7 +119,7 @@ def write_available_embeddings(
     "Embeddings of all available samples."
     rows = available(samples)
     names, labels = samples.loc[rows, 'filename'].tolist(), samples.loc[rows, 'label'].tolist()
-    write_embeddings(path, names, vectors.of(rows).emb, labels)
+    write_embeddings(path, names, vectors.emb, labels, find_rows(vectors.rows, rows))
 
 def write_selected_embeddings(
     samples: pd.DataFrame,  # sample table after selection

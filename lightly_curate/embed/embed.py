@@ -9,24 +9,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from ..core.config import count_cores
-from ..core.errors import CurateError, InputError, WeightsError
+from ..core.errors import CurateError, InputError, OutputError, WeightsError
+from ..core.parts import Arrays, Parts
 from ..core.progress import Progress, logger
 from ..core.samples import available, with_columns
 from ..data.batches import Batch, map_in_threads
 from ..data.frames import VideoPass, VideosRead, finish, load_pixels
 from ..data.images import MAX_IMAGE_PIXELS
+from ..data.pictures import SECONDS
 from ..data.scan import counted
-from .vectors import Vectors
+from .vectors import Vectors, blocks_of
 from ..learn.backbone import BUILTIN_SHA256, Backbone, scale_pixels
 
 # %% auto #0
-__all__ = ['HALF_DTYPES', 'NONE_KNOWN', 'choose_device', 'half_dtype', 'count_workers', 'one_torch_thread', 'embed_batch',
-           'least_side', 'run_batches', 'backbone_words', 'mark_failed', 'embed', 'embed_videos']
+__all__ = ['HALF_DTYPES', 'SomeBatch', 'NONE_KNOWN', 'choose_device', 'half_dtype', 'count_workers', 'one_torch_thread',
+           'embed_batch', 'least_side', 'run_batches', 'Embedding', 'backbone_words', 'mark_failed', 'embed',
+           'embed_videos']
 
 # %% ../../nbs/40_embed/41_embed.ipynb #b75f3fd7
 def choose_device() -> torch.device:
@@ -79,6 +83,8 @@ def embed_batch(
     raise WeightsError(f'{backbone.name} gives an array of {emb.shape} for {counted(len(batch.rows), "picture")}, needed is one row of '
                        f'{backbone.n_features} numbers for each; mend its forward')
 
+SomeBatch = TypeVar('SomeBatch', bound=Batch)
+
 def least_side(
     backbone: Backbone,  # from `load_backbone`
 ) -> int:                # pixels, 0: pictures are decoded whole
@@ -86,27 +92,70 @@ def least_side(
     return 2*backbone.input_size if backbone.name == 'builtin' else 0
 
 def run_batches(
-    batches: Iterator[Batch],  # pixels of the input size of the backbone
-    n_pictures: int,           # in all of them, for the progress line
-    backbone: Backbone,        # from `load_backbone`; its module is copied, not changed
-    precision: str,            # '32', '16' or 'bf16'
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:  # (k, d) float32; (k,) int64 rows; row = reason, for the others
+    batches: Iterator[SomeBatch],  # pixels of the input size of the backbone
+    n_pictures: int,               # in all of them and before, for the progress line
+    backbone: Backbone,            # from `load_backbone`; its module is copied, not changed
+    precision: str,                # '32', '16' or 'bf16'
+    n_before: int = 0,             # pictures embedded before, counted as done
+) -> Iterator[tuple[SomeBatch, np.ndarray]]:  # each batch in its turn, and the (b, d) float32 embeddings of its rows
     "Embed batches as they come."
     device = choose_device()
     dtype, n_compute = half_dtype(precision, device), count_cores() if device.type == 'cpu' else 1
     module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
-    emb, done, failed = [np.empty((0, backbone.n_features), dtype=np.float32)], [np.empty(0, dtype=np.int64)], {}
-    def compute(batch: Batch) -> tuple[Batch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, dtype)
+    def compute(batch: SomeBatch) -> tuple[SomeBatch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, dtype)
     steady = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     waited_s, begun = 0., time.perf_counter()
     with steady, one_torch_thread(), Progress('embedding', n_pictures) as progress:
+        if n_before: progress.advance(n_before)
         for batch, vectors in map_in_threads(compute, batches, n_compute, n_ahead=2*n_compute):
-            emb.append(vectors)
-            done.append(batch.rows)
-            failed.update(batch.failed)
+            yield batch, vectors
             waited_s += batch.wait_s
             progress.advance(len(batch.rows) + len(batch.failed), efficiency=max(0., 1 - waited_s/(time.perf_counter() - begun)))
-    return np.concatenate(emb), np.concatenate(done), failed
+
+# %% ../../nbs/40_embed/41_embed.ipynb #4ac3b612
+class Embedding:
+    "Embeddings of some rows while they are made."
+    def __init__(
+        self,
+        rows: np.ndarray,             # (n,) int64, ascending
+        n_features: int,              # length d of an embedding
+        parts: Parts | None = None,   # where finished batches are kept, and what an earlier attempt has left; None: nowhere
+    ):
+        self.rows, self.parts = rows, parts
+        self.emb, self.is_made = np.empty((len(rows), n_features), dtype=np.float32), np.zeros(len(rows), dtype=bool)
+        self.failed: dict[int, str] = {}  # row = reason
+        for part in parts.found() if parts else (): self.take(part)
+
+    def put(self, rows: np.ndarray, emb: np.ndarray) -> None:
+        "Set the embeddings of some rows; rows that are not asked for are passed over."
+        if not len(self.rows): return
+        place = np.searchsorted(self.rows, rows)
+        is_asked = self.rows[np.minimum(place, len(self.rows) - 1)] == rows
+        self.emb[place[is_asked]], self.is_made[place[is_asked]] = emb[is_asked], True
+
+    def take(self, part: Arrays) -> None:
+        "Take over what a part holds."
+        self.put(part['rows'], part['emb'])
+        is_asked = np.isin(part['failed'], self.rows)
+        self.failed |= dict(zip(part['failed'][is_asked].tolist(), part['reasons'][is_asked].tolist(), strict=True))
+
+    def add(self, batch: Batch, emb: np.ndarray) -> None:
+        "Take a batch, and keep it."
+        part = {'rows': batch.rows, 'emb': emb, 'failed': np.array(list(batch.failed), dtype=np.int64),
+                'reasons': np.array(list(batch.failed.values()), dtype=str)}
+        self.take(part)
+        if self.parts: self.parts.add(part)
+
+    def left(self) -> np.ndarray:
+        "Rows of which nothing is known yet, ascending."
+        return np.setdiff1d(self.rows[~self.is_made], np.array(list(self.failed), dtype=np.int64))
+
+    def finish(self) -> Vectors:
+        "What has been made, in the order of the rows. The array is moved together in its place, not copied: nothing can be added then."
+        made = np.flatnonzero(self.is_made)
+        if len(made) < len(self.rows):
+            for block in blocks_of(self.emb[:len(made)]): self.emb[block] = self.emb[made[block]]
+        return Vectors(self.emb[:len(made)], self.rows[made])
 
 # %% ../../nbs/40_embed/41_embed.ipynb #a7be4d8e
 def backbone_words(
@@ -144,22 +193,28 @@ def embed(
     precision: str = '32',  # '32', '16' or 'bf16'; 32 on a CPU whatever was asked for
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
     known: Vectors = NONE_KNOWN,         # vectors of this backbone that are there already, of frames that were embedded as they were read
+    parts: Parts | None = None,          # where to keep what is done, and to find what an earlier attempt has done; the caller removes them
+    seconds: float = SECONDS,            # that a picture may take
 ) -> tuple[pd.DataFrame, Vectors]:       # new sample table; embeddings of the rows that are available in it
     "Embed every available sample."
     rows = available(samples)
     if not len(rows): raise InputError(f'none of the {len(samples)} samples is available for embedding: all are corrupt or duplicates')
-    known, begun = known.of(np.intersect1d(rows, known.rows)), time.perf_counter()
-    rows = np.setdiff1d(rows, known.rows)
-    if not len(rows): return samples, known
-    logger.info('embedding %s with %s', counted(len(rows), 'sample'), backbone_words(backbone))
-    batches = load_pixels(samples, rows, input_dir, backbone.input_size, batch_size, count_workers(n_workers), max_pixels, least_side(backbone))
-    emb, done, failed = run_batches(batches, len(rows), backbone, precision)
-    if not len(done) and not len(known):
+    made, n_known, begun = Embedding(rows, backbone.n_features, parts), len(np.intersect1d(rows, known.rows)), time.perf_counter()
+    for block in blocks_of(known.emb): made.put(known.rows[block], known.emb[block])
+    left, n_asked = made.left(), len(rows) - n_known
+    if n_asked: logger.info('embedding %s with %s', counted(n_asked, 'sample'), backbone_words(backbone))
+    if len(left) < n_asked: logger.info('%s of them %s embedded before', f'{n_asked - len(left):,}', 'was' if n_asked - len(left) == 1 else 'were')
+    if len(left):
+        batches = load_pixels(samples, left, input_dir, backbone.input_size, batch_size, count_workers(n_workers), max_pixels,
+                              least_side(backbone), seconds)
+        for batch, emb in run_batches(batches, n_asked, backbone, precision, n_asked - len(left)): made.add(batch, emb)
+    if parts: parts.flush()
+    if not made.is_made.any():
         row = int(rows[0])
-        raise InputError(f'none of {len(rows)} samples could be read, first {samples["filename"][row]}: {failed[row]}')
-    logger.info('embedded %s in %.1f s, %s failed', counted(len(done), 'sample'), time.perf_counter() - begun, f'{len(failed):,}')
-    if len(known): emb, done = np.concatenate([known.emb, emb]), np.concatenate([known.rows, done])
-    return mark_failed(samples, failed), Vectors(emb, done)
+        raise InputError(f'none of {len(rows)} samples could be read, first {samples["filename"][row]}: {made.failed[row]}')
+    if n_asked: logger.info('embedded %s in %.1f s, %s failed', counted(int(made.is_made.sum()) - n_known, 'sample'),
+                            time.perf_counter() - begun, f'{len(made.failed):,}')
+    return mark_failed(samples, made.failed), made.finish()
 
 # %% ../../nbs/40_embed/41_embed.ipynb #55167a28
 def embed_videos(
@@ -171,8 +226,13 @@ def embed_videos(
     "Read videos and embed their frames, in one pass."
     begun = time.perf_counter()
     logger.info('reading %s and embedding their frames with %s', counted(len(reading.paths), 'video'), backbone_words(backbone))
+    n_before = sum(reading.n_known.values())
+    if n_before: logger.info('%s embedded before', '1 frame was' if n_before == 1 else f'{n_before:,} frames were')
     batches = reading.batches(backbone.input_size, batch_size)
-    emb, numbers, _ = run_batches(batches, reading.n_expected(), backbone, precision)
+    for batch, emb in run_batches(batches, reading.n_expected(), backbone, precision, n_before): reading.add(batch, emb)
     read = finish(reading)
-    logger.info('read and embedded %s in %.1f s', counted(len(emb), 'frame'), time.perf_counter() - begun)
-    return read, Vectors(emb, read.rows[numbers])
+    made = Embedding(np.sort(read.rows), backbone.n_features)
+    for piece in reading.pieces(): made.put(read.rows_of(piece['video'], piece['index']), piece['emb'])
+    if not made.is_made.all(): raise OutputError('parts in the run folder were damaged while it was worked on; start it again, whole parts are taken over')
+    logger.info('read and embedded %s in %.1f s', counted(len(made.rows), 'frame'), time.perf_counter() - begun)
+    return read, made.finish()

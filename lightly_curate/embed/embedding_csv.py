@@ -5,25 +5,31 @@
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #32a9c96d
 from __future__ import annotations
 import csv
+import errno
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from ..core.errors import EmbeddingsError
-from ..core.progress import logger
+from ..core.progress import logger, safe_text
 from ..core.rundir import replacing
+from .mapped import joined, row_blocks
 
 # %% auto #0
-__all__ = ['PLAIN', 'BLOCK_NUMBERS', 'MARKS', 'join_numbers', 'quote', 'write_embeddings', 'missing_numbers', 'is_text', 'shown',
-           'embedding_columns', 'EmbeddingTable', 'read_number', 'read_marks', 'read_lines', 'read_slowly', 'read_fast',
-           'check_table', 'read_embeddings', 'parquet_columns', 'holds', 'marks_of', 'read_parquet', 'read_npy']
+__all__ = ['PLAIN', 'MARKS', 'NUMBERED', 'MOST_COLUMNS', 'MOST_LETTERS', 'CSV_BYTES', 'ROWS_AT_ONCE', 'join_numbers', 'quote',
+           'write_embeddings', 'missing_numbers', 'is_text', 'shown', 'embedding_columns', 'EmbeddingTable',
+           'read_number', 'read_marks', 'cut_lines', 'read_lines', 'read_slowly', 'read_fast', 'check_table',
+           'read_embeddings', 'parquet_columns', 'holds', 'marks_of', 'read_small', 'parquet_blocks', 'read_parquet',
+           'read_npy']
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #6bfdac67
 PLAIN = (1e-3, 1e5)  # sizes between which numpy and Arrow write the same text, if there is a fraction
@@ -53,34 +59,37 @@ def quote(
     return line.getvalue()[:-len(',\r\n')]
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #38960a96
-BLOCK_NUMBERS = 1_000_000  # numbers turned into text at a time, about 60 MB
-
 def write_embeddings(
     path: Path,                         # .csv to write
     filenames: Sequence[str],           # (n,)
-    emb: np.ndarray,                    # (n, d) float32
+    emb: np.ndarray,                    # (n, d) float32, or (k, d) where `places` tells which of them
     labels: Sequence[int] | np.ndarray, # (n,) weak labels
+    places: np.ndarray | None = None,   # (n,) int64 rows of `emb`, None: all in their order
 ) -> None:
     "Write lightly's embedding file."
-    if not len(filenames) == len(emb) == len(labels):
-        raise EmbeddingsError(f'{len(filenames)} filenames, {len(emb)} embeddings and {len(labels)} labels, needed are as many of each')
-    emb, n_rows = np.asarray(emb, dtype=np.float32), max(1, BLOCK_NUMBERS//max(1, emb.shape[1]))
-    names = [f'embedding_{k}' for k in range(emb.shape[1])]
+    n, d = len(emb) if places is None else len(places), emb.shape[1]
+    if not len(filenames) == n == len(labels):
+        raise EmbeddingsError(f'{len(filenames)} filenames, {n} embeddings and {len(labels)} labels, needed are as many of each')
+    names = [f'embedding_{k}' for k in range(d)]
     with replacing(path) as temporary, temporary.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         file.write(','.join(['filenames', *names, 'labels']) + '\r\n')
-        for start in range(0, len(emb), n_rows):
-            part = slice(start, start + n_rows)
-            rows = zip(filenames[part], join_numbers(emb[part]), labels[part], strict=True)
-            file.writelines(f'{quote(name)},{numbers},{int(label)}\r\n' for name, numbers, label in rows)
+        for part in row_blocks(n, d):
+            numbers = join_numbers(np.asarray(emb[part if places is None else places[part]], dtype=np.float32))
+            rows = zip(filenames[part], numbers, labels[part], strict=True)
+            file.writelines(f'{quote(name)},{line},{int(label)}\r\n' for name, line, label in rows)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ce3ccce7
 MARKS = ('masked', 'selected')  # columns of 0 and 1 that change the selection
+NUMBERED = re.compile(r'embedding_[0-9]{1,9}')
+MOST_COLUMNS = 100_000         # of a file: an embedding is a few thousand numbers, and each column costs time
+MOST_LETTERS = 1 << 24         # of a line
 
 def missing_numbers(
     columns: Sequence[str],  # (d,) names embedding_0, embedding_1, ... in any order
 ) -> list[str]:             # those of embedding_0 ... embedding_<d-1> that are not there
     "Gaps in the numbers of the embedding's columns."
-    return [o for o in (f'embedding_{k}' for k in range(len(columns))) if o not in set(columns)]
+    there = set(columns)
+    return [o for o in (f'embedding_{k}' for k in range(len(columns))) if o not in there]
 
 def is_text(
     text: str,  # undecodable bytes as surrogates
@@ -94,8 +103,9 @@ def shown(
     text: str,  # from a file, of any length, undecodable bytes as surrogates
 ) -> str:       # one short line in quotes
     "A text of a file as it is quoted in a message."
+    n, text = len(text), text if len(text) <= 200 else text[:80] + text[-80:]  # a field may be as long as the file
     text = ascii(text) if not is_text(text) else repr(text)
-    return text if len(text) <= 80 else f'{text[:40]} ... {text[-30:]} ({len(text):,} characters)'
+    return text if len(text) <= 80 else f'{text[:40]} ... {text[-30:]} ({n:,} characters)'
 
 def embedding_columns(
     header: list[str],  # names of the columns
@@ -106,24 +116,26 @@ def embedding_columns(
     foreign = [o for o in header if not o.isascii() and not is_text(o)]
     if foreign: refuse(f'the column name {shown(foreign[0])} is not valid UTF-8; rename the column')
     padded = [o for o in header if o != o.strip()]
-    if padded: refuse(f'the column name {padded[0]!r} begins or ends with a blank, allowed is none')
-    if not header or header[0] != 'filenames': refuse(f'the first column is {(header or [""])[0]!r}, needed is filenames')
+    if padded: refuse(f'the column name {shown(padded[0])} begins or ends with a blank, allowed is none')
+    if len(header) > MOST_COLUMNS: refuse(f'there are {len(header):,} columns, allowed are up to {MOST_COLUMNS:,}')
+    if not header or header[0] != 'filenames': refuse(f'the first column is {shown((header or [""])[0])}, needed is filenames')
     twice = [o for o, n in Counter(header).items() if n > 1]
-    if twice: refuse(f'the column {twice[0]} comes {header.count(twice[0])} times, allowed is once')
-    if 'labels' not in header: refuse(f'there is no column labels after {header[-1]}; the weak labels may be all 0, but must be there')
+    if twice: refuse(f'the column {shown(twice[0])} comes {header.count(twice[0])} times, allowed is once')
+    if 'labels' not in header: refuse(f'there is no column labels after {shown(header[-1])}; the weak labels may be all 0, but must be there')
     end = header.index('labels')
-    foreign = [o for o in header[1:end] if not re.fullmatch(r'embedding_\d+', o) and o not in MARKS]
-    if foreign: refuse(f'the column {foreign[0]!r} stands between filenames and labels, allowed there are embedding_0, '
+    foreign = [o for o in header[1:end] if not NUMBERED.fullmatch(o) and o not in MARKS]
+    if foreign: refuse(f'the column {shown(foreign[0])} stands between filenames and labels, allowed there are embedding_0, '
                        f'embedding_1, ... and then {" and ".join(MARKS)}')
-    late = [o for o in header[end:] if re.fullmatch(r'embedding_\d+', o)]
-    if late: refuse(f'the column {late[0]} stands behind labels, allowed is before')
+    late = [o for o in header[end:] if NUMBERED.fullmatch(o)]
+    if late: refuse(f'the column {shown(late[0])} stands behind labels, allowed is before')
     n = end - 1 - sum(o in MARKS for o in header[1:end])
     if not n: refuse('there is no embedding between filenames and labels, needed is embedding_0 at least')
     astray = [o for o in (*header[1:n + 1], *header[end:]) if o in MARKS]
     if astray: refuse(f'the column {astray[0]} does not stand between the last column of the embedding and labels; move it there')
     gaps = missing_numbers(header[1:n + 1])
     if gaps: refuse(f'there are {n} columns of the embedding, but none is {gaps[0]}, needed are embedding_0 to embedding_{n - 1}')
-    if header[end + 1:]: logger.info('%s: columns behind labels are not used: %s', file, ', '.join(header[end + 1:]))
+    rest = header[end + 1:]
+    if rest: logger.info('%s: columns behind labels are not used: %s', file, ', '.join(map(shown, rest[:8])) + (' ...' if rest[8:] else ''))
     return slice(1, n + 1)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #bacaead5
@@ -165,12 +177,23 @@ def read_marks(
     return [o == '1' for o in cells.values()]
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #30aecbc8
+def cut_lines(
+    file: TextIO,  # opened with newline=''
+    name: str,     # of the file, for messages
+) -> Iterator[str]:  # its lines, with their ends
+    "Lines of a file, none of which fills the memory."
+    n_lines = 0
+    while line := file.readline(MOST_LETTERS + 1):
+        n_lines += 1
+        if len(line) > MOST_LETTERS: raise EmbeddingsError(f'{name}, line {n_lines}: more than {MOST_LETTERS:,} characters, allowed are as many')
+        yield line
+
 def read_lines(
     path: Path,  # .csv
 ) -> Iterator[tuple[int, list[str]]]:  # number of the line a record ends on, its fields
     "Records of a CSV, or `EmbeddingsError` where the csv module gives up."
     with path.open(newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
-        lines = csv.reader(file)
+        lines = csv.reader(cut_lines(file, path.name))
         try:
             for line in lines: yield lines.line_num, line
         except csv.Error as error:
@@ -179,48 +202,60 @@ def read_lines(
 
 def read_slowly(
     path: Path,  # .csv
+    scratch: Path | None = None,  # folder for embeddings too large for memory, None: none are
 ) -> EmbeddingTable:  # in the order of the file
     "Read lightly's embedding file line by line."
-    filenames, numbers, labels, marks = [], [], [], []
+    filenames, labels, marks = [], [], []
     lines = read_lines(path)
     _, header = next(lines, (1, []))
     columns, names = embedding_columns(header, path.name), [o for o in header if o in MARKS]
-    for line_number, line in lines:
+    by_number = np.argsort([int(o.removeprefix('embedding_')) for o in header[columns]])
+    def read(line_number: int, line: list[str]) -> np.ndarray:
         where = f'{path.name}, line {line_number}'
         if not line: raise EmbeddingsError(f'{where}: the line is empty, allowed is one sample a line')
         if len(line) != len(header): raise EmbeddingsError(f'{where}: {len(line)} columns, needed are the {len(header)} of line 1')
         if not is_text(line[0]): raise EmbeddingsError(f'{where}: the filename {shown(line[0])} is not valid UTF-8; save the file as UTF-8')
         filenames.append(line[0])
         cells = zip(line[columns], header[columns], strict=True)
-        numbers.append(np.array([read_number(o, float, f'{where}, column {name}') for o, name in cells], dtype=np.float32))
+        numbers = np.array([read_number(o, float, f'{where}, column {name}') for o, name in cells], dtype=np.float32)
         labels.append(read_number(line[header.index('labels')], int, f'{where}, column labels'))
         marks.append(read_marks({o: line[header.index(o)] for o in names}, where))
-    emb = np.array(numbers, dtype=np.float32).reshape(len(numbers), columns.stop - columns.start)
-    by_number = np.argsort([int(o.removeprefix('embedding_')) for o in header[columns]])
+        return numbers[None, by_number]
+    emb = joined((read(*o) for o in lines), len(by_number), scratch)
     marked = dict(zip(names, np.array(marks, dtype=bool).reshape(len(marks), len(names)).T, strict=True))
-    return EmbeddingTable(filenames, np.take(emb, by_number, axis=1), np.array(labels, dtype=np.int64), **marked)
+    return EmbeddingTable(filenames, emb, np.array(labels, dtype=np.int64), **marked)
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #ba9908b8
+CSV_BYTES = 2**23  # read at a time; longer lines are left to `read_slowly`
+
 def read_fast(
     path: Path,  # .csv
+    scratch: Path | None = None,  # folder for embeddings too large for memory, None: none are
 ) -> EmbeddingTable | None:  # None: look closer
     "Read lightly's embedding file if there is nothing wrong with it."
     _, header = next(read_lines(path), (1, []))
-    columns = embedding_columns(header, path.name)
-    names = [o for o in header if o in MARKS]
-    types = {o: pa.float32() for o in header[columns]} | {'filenames': pa.string(), 'labels': pa.int64()}
-    types |= dict.fromkeys(names, pa.string())
+    columns, names = embedding_columns(header, path.name), [o for o in header if o in MARKS]
+    numbers = [f'embedding_{k}' for k in range(columns.stop - columns.start)]
+    types = {o: pa.float32() for o in numbers} | {'filenames': pa.string(), 'labels': pa.int64()} | dict.fromkeys(names, pa.string())
     parse = pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
     convert = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
+    others: list[pa.RecordBatch] = []
+    def blocks() -> Iterator[np.ndarray]:
+        with pa.csv.open_csv(path, pa.csv.ReadOptions(block_size=CSV_BYTES), parse, convert) as file:
+            for batch in file:
+                if any(o.null_count for o in batch.columns): raise pa.ArrowInvalid('a value is missing')
+                emb = np.stack([batch[o].to_numpy() for o in numbers], axis=1)
+                if not np.isfinite(emb).all(): raise pa.ArrowInvalid('a value is not finite')
+                others.append(batch.select(['filenames', 'labels', *names]))
+                yield emb
     try:
-        found = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        emb = joined(blocks(), len(numbers), scratch)
     except pa.ArrowException:
         return None
-    if any(found[o].null_count for o in types): return None
-    emb = np.empty((len(found), columns.stop - columns.start), dtype=np.float32)
-    for k in range(emb.shape[1]): emb[:, k] = found[f'embedding_{k}'].to_numpy()
+    if not others: return None
+    found = pa.Table.from_batches(others)
     filenames = found['filenames'].to_pylist()
-    if not np.isfinite(emb).all() or max(map(len, filenames), default=0) > csv.field_size_limit(): return None
+    if max(map(len, filenames), default=0) > csv.field_size_limit(): return None
     marks = {o: pc.equal(found[o], '1').to_numpy() for o in names}
     if not all(pc.all(pc.is_in(found[o], pa.array(['0', '1']))).as_py() for o in names): return None
     if len(names) == 2 and (marks['masked'] & marks['selected']).any(): return None
@@ -236,20 +271,22 @@ def check_table(
     name, n = Counter(table.filenames).most_common(1)[0]
     if n > 1:
         places = [i for i, o in enumerate(table.filenames) if o == name]
-        raise EmbeddingsError(f'{file}: the filename {name} comes {n} times, first as samples {places[0] + 1} and {places[1] + 1}; '
+        raise EmbeddingsError(f'{file}: the filename {shown(name)} comes {n} times, first as samples {places[0] + 1} and {places[1] + 1}; '
                               'allowed is once')
-    bad = np.argwhere(~np.isfinite(table.emb))
-    if len(bad): raise EmbeddingsError(f'{file}, sample {bad[0][0] + 1}, embedding_{bad[0][1]}: the value is not finite')
+    for block in row_blocks(*table.emb.shape):
+        bad = np.argwhere(~np.isfinite(table.emb[block]))
+        if len(bad): raise EmbeddingsError(f'{file}, sample {block.start + bad[0][0] + 1}, embedding_{bad[0][1]}: the value is not finite')
     return table
 
 def read_embeddings(
     path: Path,  # .csv of lightly's, or .parquet
+    scratch: Path | None = None,  # folder for embeddings too large for memory, None: none are
 ) -> EmbeddingTable:  # in the order of the file, which means nothing: match by filename
     "Read a file of embeddings."
     path = Path(path)
     if not path.is_file(): raise EmbeddingsError(f'embeddings is {path}, which is not a file')
-    if path.suffix.lower() == '.csv': return check_table(read_fast(path) or read_slowly(path), path.name)
-    if path.suffix.lower() == '.parquet': return check_table(read_parquet(path), path.name)
+    if path.suffix.lower() == '.csv': return check_table(read_fast(path, scratch) or read_slowly(path, scratch), path.name)
+    if path.suffix.lower() == '.parquet': return check_table(read_parquet(path, scratch), path.name)
     raise EmbeddingsError(f'embeddings is {path.name}, allowed is .csv of the layout of lightly, .parquet or .npy')
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #44a89c73
@@ -259,11 +296,12 @@ def parquet_columns(
 ) -> list[str]:         # ['embedding'] or ['embedding_0', 'embedding_1', ...], sorted by number
     "Check the columns of a Parquet file."
     names, where = schema.names, f'{file}, column '
+    if len(names) > MOST_COLUMNS: raise EmbeddingsError(f'{file} has {len(names):,} columns, allowed are up to {MOST_COLUMNS:,}')
     twice = [o for o, n in Counter(names).items() if n > 1]
-    if twice: raise EmbeddingsError(f'{where}{twice[0]}: it comes {names.count(twice[0])} times, allowed is once')
-    columns = sorted((o for o in names if re.fullmatch(r'embedding_\d+', o)), key=lambda o: int(o.split('_')[1]))
+    if twice: raise EmbeddingsError(f'{where}{shown(twice[0])}: it comes {names.count(twice[0])} times, allowed is once')
+    columns = sorted((o for o in names if NUMBERED.fullmatch(o)), key=lambda o: int(o.split('_')[1]))
     if 'filenames' not in names or bool(columns) == ('embedding' in names):
-        raise EmbeddingsError(f'{file} has the columns {", ".join(names)}, needed are filenames and either embedding or '
+        raise EmbeddingsError(f'{file} has the columns {", ".join(map(shown, names[:8]))}{" ..." if names[8:] else ""}, needed are filenames and either embedding or '
                               'embedding_0, embedding_1, ...')
     gaps = missing_numbers(columns)
     if gaps: raise EmbeddingsError(f'{where}{gaps[0]}: it is missing, needed are embedding_0 to embedding_{len(columns) - 1}')
@@ -306,51 +344,86 @@ def marks_of(
     return marks
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #4efbd21b
+ROWS_AT_ONCE = 2048  # of a Parquet file: with 512 columns a million numbers
+
+def read_small(
+    file: pa.parquet.ParquetFile,  # open
+    name: str,                     # of the file, for messages
+) -> pa.Table:                     # filenames, marks and labels, as far as there are
+    "Everything but the embeddings."
+    schema = file.schema_arrow
+    found = file.read(columns=[o for o in ('filenames', *MARKS, 'labels') if o in schema.names])
+    holes = [o for o in found.column_names if found[o].null_count]
+    if holes: raise EmbeddingsError(f'{name}, column {holes[0]}: {found[holes[0]].null_count} values are missing, '
+                                    f'first that of sample {found[holes[0]].is_null().index(True).as_py() + 1}')
+    if 'labels' in schema.names and (found['labels'].to_numpy() > 2**63 - 1).any():
+        raise EmbeddingsError(f'{name}, column labels: {found["labels"].to_numpy().max()} is too large, allowed is what fits 64 bits')
+    return found
+
+def parquet_blocks(
+    file: pa.parquet.ParquetFile,  # open
+    columns: list[str],            # from `parquet_columns`
+    name: str,                     # of the file, for messages
+) -> Iterator[np.ndarray]:         # (any, d) float32, what does not fit is infinite, what is missing in a list NaN
+    "The embeddings, block by block."
+    needed, n_before = -1, 0
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+        holes = [o for o in columns if batch[o].null_count]
+        if holes: raise EmbeddingsError(f'{name}, column {holes[0]}: {batch[holes[0]].null_count} values are missing, '
+                                        f'first that of sample {n_before + pc.index(batch[holes[0]].is_null(), True).as_py() + 1}')
+        n_before += len(batch)
+        if columns == ['embedding']:
+            lengths = pc.list_value_length(batch['embedding']).to_numpy()
+            if needed < 0 and len(batch): needed = int(lengths[0])
+            odd = np.flatnonzero((lengths != needed) | (lengths == 0))
+            if len(odd): raise EmbeddingsError(f'{name}, column embedding, sample {n_before - len(batch) + odd[0] + 1}: a list of {lengths[odd[0]]} '
+                                               f'numbers, the first one has {needed}, needed is one length above 0')
+            parts = [pc.list_flatten(batch['embedding']).to_numpy(zero_copy_only=False).reshape(len(batch), -1)]
+        else: parts = [batch[o].to_numpy(zero_copy_only=False)[:, None] for o in columns]
+        with np.errstate(over='ignore'): yield np.concatenate([o.astype(np.float32) for o in parts], axis=1)
+
 def read_parquet(
     path: Path,  # .parquet
+    scratch: Path | None = None,  # folder for embeddings too large for memory, None: none are
 ) -> EmbeddingTable:  # in the order of the file, labels None when it has none
     "Read embeddings from Parquet."
     try:
-        schema = pa.parquet.read_schema(path)
-        columns = parquet_columns(schema, path.name)
-        found = pa.parquet.read_table(path, columns=[o for o in ('filenames', *columns, *MARKS, 'labels') if o in schema.names])
-        filenames = found['filenames'].to_pylist()
+        with pa.parquet.ParquetFile(path, pre_buffer=False) as file:
+            columns = parquet_columns(file.schema_arrow, path.name)
+            found = read_small(file, path.name)
+            filenames, blocks = found['filenames'].to_pylist(), parquet_blocks(file, columns, path.name)
+            first = next(blocks, np.empty((0, len(columns)), dtype=np.float32))
+            emb = joined(itertools.chain([first], blocks), first.shape[1], scratch)
     except UnicodeDecodeError:
         raise EmbeddingsError(f'{path.name}, column filenames: a name is not valid UTF-8; rename the file') from None
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC: raise  # of the scratch folder
         raise EmbeddingsError(f'{path.name} is not a Parquet file, or is damaged ({str(error)[:200]}); write it again') from error
-    holes = [o for o in found.column_names if found[o].null_count]
-    if holes: raise EmbeddingsError(f'{path.name}, column {holes[0]}: {found[holes[0]].null_count} values are missing')
-    lists = found['embedding'].to_pylist() if columns == ['embedding'] else None
-    if lists is not None and (len({len(o) for o in lists}) > 1 or [] in lists):
-        raise EmbeddingsError(f'{path.name}, column embedding: lists of {sorted({len(o) for o in lists})} numbers, needed is one length above 0')
-    with np.errstate(over='ignore'):
-        if lists is not None: emb = np.array(lists, dtype=np.float32)
-        else: emb = np.stack([found[o].to_numpy().astype(np.float32) for o in columns], axis=1)
-    labels = found['labels'].to_numpy() if 'labels' in found.column_names else None
-    if labels is not None and (labels > 2**63 - 1).any():
-        raise EmbeddingsError(f'{path.name}, column labels: {labels.max()} is too large, allowed is what fits 64 bits')
-    labels = labels if labels is None else labels.astype(np.int64)
+    labels = found['labels'].to_numpy().astype(np.int64) if 'labels' in found.column_names else None
     return EmbeddingTable(filenames, emb, labels, **marks_of(found, path.name))
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #1e6ac474
 def read_npy(
     path: Path,   # .npy, (n, d) of floats
     n_rows: int,  # samples found by the scan
+    scratch: Path | None = None,  # folder for embeddings too large for memory, None: none are
 ) -> np.ndarray:  # (n, d) float32, finite, in the order of the scan
     "Read embeddings without names."
     path = Path(path)
     try:
-        x = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise EmbeddingsError(f'embeddings is {path.name}, which numpy cannot read ({error})') from error
+        x = np.load(path, allow_pickle=False, mmap_mode='r')
+    except Exception as error:  # a header is Python's syntax, and what is wrong with it is told in many ways
+        raise EmbeddingsError(f'embeddings is {path.name}, which numpy cannot read ({safe_text("".join(str(error).splitlines()[:1]))})') from error
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype.kind != 'f' or not x.shape[1]:
         raise EmbeddingsError(f'{path.name} is {getattr(x, "dtype", "an archive")} of shape {getattr(x, "shape", "unknown")}, '
                               'needed are floats of shape (n, d)')
     if len(x) != n_rows:
         raise EmbeddingsError(f'{path.name} has {len(x)} rows and the input folder {n_rows} samples, needed are as many; without '
                               'names rows belong to samples in the order of the scan')
-    with np.errstate(over='ignore'): x = x.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad): raise EmbeddingsError(f'{path.name}, row {bad[0]}: a value is not finite in float32')
-    return x
+    def blocks() -> Iterator[np.ndarray]:
+        for block in row_blocks(*x.shape):
+            with np.errstate(over='ignore'): part = x[block].astype(np.float32)
+            bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
+            if len(bad): raise EmbeddingsError(f'{path.name}, row {block.start + bad[0]}: a value is not finite in float32')
+            yield part
+    return joined(blocks(), x.shape[1], scratch)

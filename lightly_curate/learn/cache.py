@@ -11,7 +11,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,19 @@ import pandas as pd
 from PIL import Image
 from ..core.config import nearest_existing
 from ..core.errors import InputError, OutputError
+from ..core.parts import Parts
 from ..core.progress import logger, track
 from ..core.rundir import replacing
-from ..data.batches import map_in_threads
+from ..data.batches import read_rows, rows_reader
 from ..data.frames import stream_frames
-from ..data.images import BIG_PIXELS, MAX_IMAGE_PIXELS, TURNS, UnreadableImage, one_big_picture, orientation
-from ..data.images import pixel_limit, quiet_pillow, read_rgb, readable_formats, to_rgb
+from ..data.images import MAX_IMAGE_PIXELS
+from ..data.pictures import MOST_ASPECT, SECONDS, cached_size, in_worker
 from ..data.scan import counted
-from ..data.video import Frame, frame_image
 
 # %% auto #0
-__all__ = ['MOST_TIMES_INPUT', 'MOST_ASPECT', 'FREE_SHARE', 'PIXELS', 'INDEX', 'CACHE_FORMAT', 'cache_side', 'kept_box',
-           'cached_size', 'shrink', 'decode_small', 'read_small', 'header_size', 'cache_bytes', 'size_words',
-           'check_space', 'no_space', 'CachedPictures', 'open_cache', 'remove_cache', 'request_digest', 'unless_full',
-           'small_pictures', 'write_cache', 'build_cache']
+__all__ = ['MOST_TIMES_INPUT', 'FREE_SHARE', 'PIXELS', 'INDEX', 'PARTS', 'CACHE_FORMAT', 'cache_side', 'cache_bytes',
+           'size_words', 'check_space', 'no_space', 'CachedPictures', 'open_cache', 'remove_cache', 'request_digest',
+           'unless_full', 'small_pictures', 'PixelFile', 'write_cache', 'build_cache']
 
 # %% ../../nbs/30_learn/35_cache.ipynb #e6511cc7
 MOST_TIMES_INPUT = 8  # shorter side of a cached picture over the size of a view
@@ -47,94 +46,20 @@ def cache_side(
     if asked != -1: return asked
     return math.ceil(input_size/max(math.sqrt(min_scale), 1/MOST_TIMES_INPUT))
 
-# %% ../../nbs/30_learn/35_cache.ipynb #024266d1
-MOST_ASPECT = 17  # longer over shorter side of a cached picture
-
-def kept_box(
-    width: int,   # pixels
-    height: int,  # pixels
-) -> tuple[int, int, int, int]:  # left, top, right, bottom, pixels
-    "Middle of a picture, the whole of it unless it is very long."
-    longest = MOST_ASPECT*min(width, height)
-    off_x, off_y = max(0, width - longest)//2, max(0, height - longest)//2
-    return off_x, off_y, width - off_x, height - off_y
-
-def cached_size(
-    width: int,   # of the upright picture, pixels
-    height: int,  # pixels
-    side: int,    # shorter side of a cached picture, pixels
-) -> tuple[int, int]:  # width, height as it is cached, pixels
-    "Size of a picture in the cache."
-    left, top, right, bottom = kept_box(width, height)
-    width, height = right - left, bottom - top
-    share = min(1., side/min(width, height))
-    return max(1, round(width*share)), max(1, round(height*share))
-
-def shrink(
-    image: Image.Image,                   # RGB
-    side: int,                            # shorter side of a cached picture, pixels
-    whole: tuple[int, int] | None = None,  # its width and height in full when it was decoded at a part of its size
-) -> Image.Image:                         # RGB of `cached_size`; the same object when it is small enough
-    "Make a picture as small as it is cached."
-    whole = whole or image.size
-    box, size = kept_box(*whole), cached_size(whole[0], whole[1], side)
-    if size == image.size: return image
-    if image.size == whole and size == (box[2] - box[0], box[3] - box[1]): return image.crop(box)
-    part = round(max(whole)/max(image.size))  # of a half, a quarter or an eighth: 2, 4 or 8
-    left, top, right, bottom = (o/part for o in box)
-    return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, right, bottom))
-
-# %% ../../nbs/30_learn/35_cache.ipynb #e4cb9d81
-def decode_small(
-    path: Path,       # file
-    side: int,        # shorter side of a cached picture, pixels
-    max_pixels: int,  # larger pictures are refused, pixels
-) -> Image.Image | None:  # RGB, upright, of `cached_size`; None: cannot be decoded at a part of its size
-    "Decode a JPEG at a half, a quarter or an eighth of its size, the smallest that is not below `side`, and shrink it."
-    with path.open('rb') as stream, pixel_limit.at_least(max_pixels):
-        with Image.open(stream, formats=readable_formats()) as image:
-            whole = image.size
-            if whole[0]*whole[1] > max_pixels: return None
-            image.draft(None, (side, side))
-            if image.size == whole: return None
-            with one_big_picture if image.width*image.height > BIG_PIXELS else nullcontext(): image.load()
-            small, turn = shrink(to_rgb(image), side, whole), TURNS.get(orientation(image))
-            return small if turn is None else small.transpose(turn)
-
-def read_small(
-    path: Path,                          # file
-    side: int,                           # shorter side of a cached picture, pixels
-    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-) -> Image.Image:                        # RGB, upright, of `cached_size`
-    "Read a picture as it is cached, or raise `UnreadableImage`."
-    quiet_pillow()
-    try:
-        small = decode_small(path, side, max_pixels)
-    except Exception:  # any decoder, any file: reading it whole says what is wrong
-        small = None
-    return shrink(read_rgb(path, max_pixels), side) if small is None else small
-
 # %% ../../nbs/30_learn/35_cache.ipynb #356fd069
-def header_size(
-    path: Path,  # file
-) -> tuple[int, int]:  # width, height as stored, pixels; 0, 0 when it cannot be told
-    "Size of a picture without decoding it."
-    quiet_pillow()
-    try:
-        with path.open('rb') as stream, Image.open(stream, formats=readable_formats()) as image: return image.size
-    except Exception:  # any decoder, any file: reading it will say why
-        return 0, 0
-
 def cache_bytes(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64 rows to be cached
     side: int,              # shorter side of a cached picture, pixels
     input_dir: Path,        # folder that `path` is relative to
+    seconds: float = SECONDS,  # that the header of a file may take
 ) -> int:                   # bytes
     "Size of a cache before it is built."
     total = 0
     for width, height, path in zip(*(samples[o][rows] for o in ('width', 'height', 'path')), strict=True):
-        if pd.isna(width) or pd.isna(height): width, height = header_size(Path(input_dir)/path)
+        if pd.isna(width) or pd.isna(height):
+            told = in_worker('size', Path(input_dir)/path, seconds=seconds)
+            width, height = told.get('width', 0), told.get('height', 0)
         if width*height: total += 3*math.prod(cached_size(int(width), int(height), side))
     return total
 
@@ -170,7 +95,7 @@ def no_space(
         'picture in every epoch')
 
 # %% ../../nbs/30_learn/35_cache.ipynb #7dc88cd6
-PIXELS, INDEX = 'pixels.bin', 'index.npz'
+PIXELS, INDEX, PARTS = 'pixels.bin', 'index.npz', 'parts'
 
 @dataclass
 class CachedPictures:
@@ -223,6 +148,7 @@ def remove_cache(
 ) -> None:
     "Remove a cache and its folder; files that are not the cache's are left."
     folder = Path(folder)
+    Parts(folder/PARTS, None).remove()
     for path in (folder/PIXELS, *folder.glob('*.npz'), *folder.glob('.*.npz')): path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
 
@@ -255,66 +181,102 @@ def unless_full(
     folder: Path,  # where it lies
     side: int,     # shorter side of a cached picture, pixels
 ) -> Iterator[None]:
-    "Remove what was written when the block fails, and say so when it was the disk."
+    "Remove what was written when the disk is full, and say so."
     try:
         yield
     except OSError as error:
         remove_cache(folder)
         raise no_space(n_bytes, shutil.disk_usage(nearest_existing(folder)).free, side) from error
-    except BaseException:
-        remove_cache(folder)
-        raise
 
 def small_pictures(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64
     input_dir: Path,        # folder that `path` is relative to
     side: int,              # shorter side of a cached picture, pixels
-    n_workers: int,         # threads that decode, at least 1
+    n_workers: int,         # threads, each with a worker process, at least 1
     max_pixels: int,        # larger pictures are refused, pixels
+    seconds: float,         # that a file may take
 ) -> Iterator[tuple[int, np.ndarray | str]]:  # row, and (h, w, 3) uint8 or the reason why there is none; images first, then frames
     "Pictures as they are cached."
-    def read(row: int) -> np.ndarray | str:
-        try:
-            return np.asarray(read_small(Path(input_dir)/samples['path'][row], side, max_pixels))
-        except UnreadableImage as error:
-            return error.reason
-    def small(frame: Frame) -> np.ndarray: return np.asarray(shrink(frame_image(frame), side))
+    read = rows_reader(samples, input_dir, 'small', side, max_pixels=max_pixels, seconds=seconds)
     is_frame = (samples['source'][rows] == 'frame').to_numpy()
-    images = rows[~is_frame].tolist()
-    yield from zip(images, map_in_threads(read, images, n_workers), strict=True)
-    if is_frame.any(): yield from stream_frames(samples, rows[is_frame], input_dir, n_workers, small, max_pixels)
+    for row, told in zip(rows[~is_frame].tolist(), read_rows(read, rows[~is_frame], n_workers), strict=True):
+        yield row, str(told['reason']) if 'reason' in told else told['pixels']
+    if is_frame.any(): yield from stream_frames(samples, rows[is_frame], input_dir, n_workers, False, side, max_pixels, seconds)
 
 # %% ../../nbs/30_learn/35_cache.ipynb #138b9278
+class PixelFile:
+    "The pixel file of a cache while it grows."
+    def __init__(
+        self,
+        folder: Path,  # of the cache, exists; what an earlier attempt at the same cache has left there is kept
+        asked: str,    # digest of the cache
+    ):
+        path = folder/PIXELS
+        self.parts = Parts(folder/PARTS, asked, before=self.sync)
+        self.places: list[tuple[int, ...]] = []  # row, offset, width, height
+        self.failed: dict[int, str] = {}         # row = reason
+        for part in self.parts.found():
+            self.places += map(tuple, part['places'].tolist())
+            self.failed |= dict(zip(part['failed'].tolist(), part['reasons'].tolist(), strict=True))
+        self.end = sum(3*width*height for _, _, width, height in self.places)
+        if self.end > (path.stat().st_size if path.is_file() else 0):  # the parts speak of pixels that are not there
+            self.parts.remove()
+            self.places, self.failed, self.end = [], {}, 0
+        if not self.end: path.unlink(missing_ok=True)  # a new file: the old one may still be mapped
+        self.file = path.open('ab')
+        self.file.truncate(self.end)
+
+    def sync(self) -> None:
+        "Bring all pixels to the disk."
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def add(
+        self,
+        row: int,                  # of the sample table
+        pixels: np.ndarray | str,  # (h, w, 3) uint8, or the reason why there are none
+    ) -> None:
+        "Add a picture at the end."
+        places = []
+        if isinstance(pixels, str): self.failed[row] = pixels
+        else:
+            places = [(row, self.end, pixels.shape[1], pixels.shape[0])]
+            self.file.write(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
+            self.end += pixels.nbytes
+            self.places += places
+        failed, reasons = ([], []) if places else ([row], [pixels])
+        self.parts.add({'places': np.array(places, dtype=np.int64).reshape(-1, 4), 'failed': np.array(failed, dtype=np.int64),
+                        'reasons': np.array(reasons, dtype=str)})
+
+# %% ../../nbs/30_learn/35_cache.ipynb #7eb04846
 def write_cache(
     samples: pd.DataFrame,  # sample table
     rows: np.ndarray,       # (n,) int64
     input_dir: Path,        # folder that `path` is relative to
     side: int,              # shorter side of a cached picture, pixels
-    folder: Path,           # exists and holds no cache
-    n_workers: int,         # threads that decode, at least 1
+    folder: Path,           # exists; holds no finished cache
+    n_workers: int,         # threads, each with a worker process, at least 1
     max_pixels: int,        # larger pictures are refused, pixels
+    seconds: float,         # that a file may take
+    asked: str,             # digest of the cache
 ) -> None:
-    "Write pixels and index of a cache."
-    places, failed, end = [], {}, 0
-    with (folder/PIXELS).open('wb') as file:
-        pictures = small_pictures(samples, rows, input_dir, side, n_workers, max_pixels)
-        for row, pixels in track(pictures, 'caching', len(rows)):
-            if isinstance(pixels, str):
-                failed[row] = pixels
-                continue
-            file.write(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
-            places.append((row, end, pixels.shape[1], pixels.shape[0]))
-            end += pixels.nbytes
-        file.flush()
-        os.fsync(file.fileno())
+    "Write pixels and index of a cache, from where an earlier attempt has come to."
+    grown = PixelFile(folder, asked)
+    with grown.file:
+        if grown.places: logger.info('%s of them are cached already', f'{len(grown.places):,}')
+        left = rows[~np.isin(rows, [*(o[0] for o in grown.places), *grown.failed])]
+        pictures = small_pictures(samples, left, input_dir, side, n_workers, max_pixels, seconds)
+        for row, pixels in track(pictures, 'caching', len(left)): grown.add(row, pixels)
+        grown.sync()
     position = {int(row): i for i, row in enumerate(rows)}
-    places.sort(key=lambda o: position[o[0]])  # frames of several videos come in turns
-    kept, offsets, widths, heights = np.array(places, dtype=np.int64).reshape(-1, 4).T
+    grown.places.sort(key=lambda o: position[o[0]])  # frames of several videos come in turns
+    kept, offsets, widths, heights = np.array(grown.places, dtype=np.int64).reshape(-1, 4).T
     with replacing(folder/INDEX) as temporary:
         np.savez(temporary, rows=kept, offsets=offsets, widths=widths, heights=heights,
-                 failed_rows=np.array(list(failed), dtype=np.int64), reasons=np.array(list(failed.values()), dtype=str),
-                 digest=np.array(request_digest(samples, rows, input_dir, side, max_pixels)))
+                 failed_rows=np.array(list(grown.failed), dtype=np.int64), reasons=np.array(list(grown.failed.values()), dtype=str),
+                 digest=np.array(asked))
+    grown.parts.remove()
 
 # %% ../../nbs/30_learn/35_cache.ipynb #3d2f374c
 def build_cache(
@@ -323,24 +285,25 @@ def build_cache(
     input_dir: Path,                     # folder that `path` is relative to
     side: int,                           # shorter side of a cached picture, pixels, from `cache_side`
     folder: Path,                        # where to; made, used again when it holds the same cache, emptied otherwise
-    n_workers: int,                      # threads that decode; 0 counts as 1
+    n_workers: int,                      # threads, each with a worker process; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    seconds: float = SECONDS,            # that a file may take
 ) -> CachedPictures:                     # in the order of `rows`, without those that cannot be read (its `failed`)
     "Decode and shrink every picture once."
     began, folder = time.perf_counter(), Path(folder)
+    asked = request_digest(samples, rows, input_dir, side, max_pixels)
     try:
         pictures = open_cache(folder)
-        asked = request_digest(samples, rows, input_dir, side, max_pixels)
         if pictures.digest == asked: return pictures
     except InputError:
         pass  # none there, or not finished
-    remove_cache(folder)
-    n_bytes = cache_bytes(samples, rows, side, input_dir)
-    check_space(n_bytes, folder, side)
+    if (folder/INDEX).exists(): remove_cache(folder)
+    n_bytes, pixels = cache_bytes(samples, rows, side, input_dir, seconds), folder/PIXELS
+    check_space(n_bytes - (pixels.stat().st_size if pixels.is_file() else 0), folder, side)
     logger.info('caching %s for training: %s, removed when it ends', counted(len(rows), 'image'), size_words(n_bytes))
     folder.mkdir(parents=True, exist_ok=True)
     with unless_full(n_bytes, folder, side):
-        write_cache(samples, rows, input_dir, side, folder, max(1, n_workers), max_pixels)
+        write_cache(samples, rows, input_dir, side, folder, max(1, n_workers), max_pixels, seconds, asked)
         pictures = open_cache(folder)
     logger.info('cached %s in %.1f s', counted(len(pictures), 'image'), time.perf_counter() - began)
     return pictures

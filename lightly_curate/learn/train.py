@@ -35,8 +35,9 @@ from ..core.progress import READ_EVERY_S, Progress, duration, logger
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available
 from ..core.training_keys import GROUPS, group_faults
-from ..data.batches import map_in_threads, square_pixels
+from ..data.batches import map_in_threads
 from ..data.images import MAX_IMAGE_PIXELS
+from ..data.pictures import SECONDS, square_pixels
 from ..data.scan import counted
 from .backbone import HEAD, Backbone, backbone_entry, load_backbone, scale_pixels, weights_digest
 from .cache import CachedPictures, build_cache, cache_side, open_cache, remove_cache
@@ -588,6 +589,7 @@ def open_pictures(
     options: TrainOptions,    # keys below `train`
     run_dir: RunDir,          # run
     max_pixels: int,          # larger pictures are refused
+    seconds: float,           # that a file may take when the cache is built
 ) -> tuple[FilePictures | CachedPictures, list[str]]:  # pictures; sentences
     "What is trained on."
     rows = available(samples)
@@ -596,7 +598,7 @@ def open_pictures(
     if not options.cache: return file_pictures(samples, rows, input_dir, max_pixels), []
     side = cache_side(options.cache_side, start.input_size, lightly['collate']['min_scale'])
     n_workers = lightly['loader']['num_workers']
-    pictures = build_cache(samples, rows, input_dir, side, run_dir.training_cache, n_workers, max_pixels)
+    pictures = build_cache(samples, rows, input_dir, side, run_dir.training_cache, n_workers, max_pixels, seconds)
     failed = pictures.failed
     if not failed: return pictures, []
     first, are = min(failed), 'is' if len(failed) == 1 else 'are'
@@ -741,6 +743,7 @@ def train(
     run_dir: RunDir,          # run; goes on from its last.ckpt
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
     notices: Sequence[str] = (),         # sentences to be kept with the result, from `start_backbone`
+    seconds: float = SECONDS,            # that a file may take when the cache is built
 ) -> Trained:
     "Train on the available samples."
     arguments, said = check_training(start, lightly, options, run_dir)
@@ -748,7 +751,7 @@ def train(
         return untrained(len(available(samples)), start, lightly, options, arguments, [*notices, *said])
     remove_leftovers(run_dir)
     try:
-        pictures, unread = open_pictures(samples, start, Path(input_dir), lightly, options, run_dir, max_pixels)
+        pictures, unread = open_pictures(samples, start, Path(input_dir), lightly, options, run_dir, max_pixels, seconds)
         keys, small = sized(lightly, len(pictures), arguments)
         given = training_inputs(start, list(samples['filename'][pictures.rows]), keys, options, arguments)
         trained = train_job(Job(pictures, start, keys, options, run_dir, given), arguments, notices, [*said, *unread, *small])

@@ -21,31 +21,21 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from ..core.rundir import replacing
-from ..core.samples import available, count_samples, result_order
+from ..core.samples import count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS
-from ..embed.vectors import Vectors
-from .project import MAX_POINTS, Layout, rows_to_draw, scale_to_unit
+from .maps import MAX_SHOWN, Map
 from .report import label_names
 from .words import Words, count_sources, in_words, words_for
 from ..select.budget import SelectionCurve
 
 # %% auto #0
-__all__ = ['MAX_SHOWN', 'SCALE', 'Drawn', 'N_BYTES', 'SIDES', 'COLUMNS', 'PER_SHEET', 'QUALITY', 'BYTES_PER_PIXEL', 'Map',
-           'rows_shown', 'coordinates', 'wide_pca', 'maps_of', 'covering_by_number', 'picture_order', 'tile_side',
-           'Sheets', 'write_sheet', 'make_sheets', 'rounded', 'describe_points', 'offered', 'describe_number',
-           'to_script', 'asset', 'fingerprint', 'make_page', 'describe_part', 'describe_map', 'Explored',
-           'write_explore']
+__all__ = ['SCALE', 'N_BYTES', 'SIDES', 'COLUMNS', 'PER_SHEET', 'QUALITY', 'BYTES_PER_PIXEL', 'rows_shown', 'coordinates',
+           'covering_by_number', 'picture_order', 'tile_side', 'Sheets', 'write_sheet', 'make_sheets', 'rounded',
+           'describe_points', 'offered', 'describe_number', 'to_script', 'asset', 'fingerprint', 'make_page',
+           'describe_part', 'describe_map', 'Explored', 'write_explore']
 
 # %% ../../nbs/70_report/78_explore.ipynb #ba41c5e3
-MAX_SHOWN = 100_000  # points of a page
 SCALE = 10_000       # coordinates are whole numbers up to this, finer than a screen
-
-@dataclass(frozen=True)
-class Map:
-    "Samples as points of a layout."
-    name: str         # 'UMAP, k = 15'
-    rows: np.ndarray  # (m,) int64 rows of the sample table, each once
-    layout: Layout    # of those rows
 
 def rows_shown(
     samples: pd.DataFrame,    # sample table
@@ -69,38 +59,6 @@ def coordinates(
     position = pd.Index(drawn.rows).get_indexer(np.where(own >= 0, own, rows))
     points = np.round(drawn.layout.points*SCALE).astype(np.int64)
     return np.where(position[:, None] >= 0, points[position], -1)
-
-# %% ../../nbs/70_report/78_explore.ipynb #ca7fb01c
-Drawn = tuple[str, np.ndarray, Layout]  # name of a map, (m,) int64 rows on it, their points
-
-def wide_pca(
-    x: np.ndarray,   # (n, d) float32
-    seed: int = 1,   # of the rows that the directions are worked out from
-) -> np.ndarray:     # (n, 2) float32 in [0, 1]
-    "First two principal components, of very many vectors."
-    part = np.random.default_rng(seed).permutation(len(x))[:MAX_POINTS]
-    mean = x[part].mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = x[part] - mean
-    directions = np.linalg.eigh(centred.T@centred)[1][:, ::-1][:, :2]
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    points = np.zeros((len(x), 2), dtype=np.float32)
-    points[:, :directions.shape[1]] = (x - mean)@(directions*np.sign(largest))
-    return scale_to_unit(points)
-
-def maps_of(
-    drawn: Sequence[Drawn],  # maps that the report has drawn, at least one
-    samples: pd.DataFrame,   # sample table
-    vectors: Vectors,        # of the available samples
-    seed: int = 1,           # of what is drawn beyond
-) -> list[Map]:              # the most telling first
-    "Maps for the page."
-    by_umap = sorted((o for o in drawn if o[2].method != 'PCA'), key=lambda o: abs(o[2].n_neighbors - 15))
-    maps = [Map(*o) for o in [*by_umap, *[o for o in drawn if o[2].method == 'PCA'][:1]]]
-    rows, shown = available(samples), np.unique(np.concatenate([o.rows for o in maps]))
-    if len(rows) <= len(shown): return maps
-    more = rows_to_draw(samples['selected'].to_numpy()[rows], max(2, MAX_SHOWN - len(shown)), seed)
-    rows = np.union1d(shown, rows[more])
-    return [*maps, Map(f'PCA of {len(rows):,}', rows, Layout(wide_pca(vectors.of(rows).emb, seed), 'PCA', 0, ''))]
 
 # %% ../../nbs/70_report/78_explore.ipynb #d55eb315
 def covering_by_number(

@@ -596,6 +596,7 @@ def render_html(
     body, _ = exporter.from_notebook_node(nb, about)
     soup = BeautifulSoup(embed(body, notebook.parent, {}), 'html.parser')
     for element in soup.find_all(['script', 'link', 'iframe']): element.decompose()
+    for element in soup.select('[id^="cell-id="]'): del element['id']  # of the cell with the parameters another one each time
     mark_numbers(soup)
     head = read_head(nb, notebook.stem)
     page = f'<!DOCTYPE html>\n<html lang="{escape(head.language)}"><head><meta charset="utf-8">\n'

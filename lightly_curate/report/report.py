@@ -24,6 +24,7 @@ from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS
 from ..embed.vectors import Vectors
 from ..learn.collapse import Condition, Spread
+from .maps import Map, digest_source, known_maps, maps_of, save_maps
 from .pictures import (N_COPIES_SHOWN, N_GROUPS_SHOWN, CopyGroup, Placed, contact_sheet, place_thumbnails,
                                             plot_copies, plot_pair, plot_pictures, png_within, sheet_places)
 from .plots import (PARTS, height_range, plot_before_after, plot_counts, plot_curve, plot_distances, plot_labels,
@@ -384,6 +385,7 @@ class Illustrations:
     sheet: Report | None = None                           # as in `SHEET`, None: there are no pictures
     notices: list[str] = field(default_factory=list)      # sentences
     layouts: dict[str, tuple[str, np.ndarray, Layout]] = field(default_factory=dict, repr=False)  # plot = name, rows, points of a map
+    maps: list[Map] = field(default_factory=list, repr=False)  # as kept in data/maps.parquet, the most telling first
     words: Words = IMAGES                                 # what the samples are called
     on_figure: Callable[[], None] = field(default=do_nothing, repr=False, compare=False)  # called after each figure
 
@@ -488,7 +490,7 @@ def write_all_maps(
     vectors: Vectors,       # of the available samples
     seed: int,              # of UMAP and of the part that is drawn
 ) -> None:
-    "Save the maps of PCA and of UMAP at three scales."
+    "Save the maps of PCA and of UMAP at three scales, and where their points lie."
     rows = available(samples)
     drawn = rows_to_draw(samples['selected'].to_numpy()[rows], seed=seed)
     if len(drawn) < len(rows):
@@ -496,11 +498,16 @@ def write_all_maps(
                             'drawn at random with the same share of selected ones.')
     rows = rows[drawn]
     x = vectors.of(rows).emb
+    source = digest_source(x, seed)
+    known = known_maps(run_dir.maps_parquet, samples, source)
     write_maps(run_dir, made, samples, rows, Layout(pca(x), 'PCA', 0, ''), 'scatter_pca', 'PCA')
     for k in N_NEIGHBORS:
-        layout = umap_layout(x, k, seed)
+        kept = known.get(f'UMAP, k = {k}')
+        layout = kept.layout if kept else umap_layout(x, k, seed)
         method = f'UMAP, k = {k}' if layout.method == 'UMAP' else 'PCA for UMAP'
         write_maps(run_dir, made, samples, rows, layout, f'scatter_umap_k_{k}', method)
+    made.maps = maps_of(list(made.layouts.values()), samples, vectors, seed)
+    save_maps(run_dir.maps_parquet, made.maps, samples, source)
 
 # %% ../../nbs/70_report/73_report.ipynb #471358de
 def write_curve(

@@ -5,49 +5,65 @@
 # %% ../../nbs/80_run/86_cli.ipynb #80dbb16d
 from __future__ import annotations
 import io
+import os
+import shlex
 import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 from .. import __version__
 from ..core.config import (CONFIG_NAME, CurateConfig, check_override, check_overrides, check_paths,
-                                        compose_config, help_text, is_folder, leaves, register, tidy_override, to_config,
+                                        compose_config, help_text, is_folder, leaves, register, resolve, tidy_override, to_config,
                                         without_token)
-from ..core.errors import ConfigError, CurateError
-from ..core.progress import draw, duration, read_status, tick_text
+from ..core.errors import ConfigError, CurateError, InputError, OutputError
+from ..core.lock import held
+from ..core.progress import draw, duration, read_status, safe_text, tick_text
 from ..core.rundir import RunDir
+from ..core.stages import check_marks
 from ..core.training_keys import check_keys
 from .jobs import DISK_FAULTS, JobError, run_job
-from .start import PlannedRun, create_run, recut
+from .start import PlannedRun, check_steps, create_run, open_run, recut, resume, with_whole_paths
 
 # %% auto #0
-__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'COMMANDS', 'tell', 'Watcher', 'watching', 'checked',
-           'exit_code', 'job_of', 'stop', 'check_ended', 'carry_out', 'run_hydra', 'main', 'check_flags', 'tell_sanity',
-           'refuse', 'split_words', 'choose_again', 'render_again', 'compare_two', 'use_finished']
+__all__ = ['LOOK_EVERY_S', 'LINE_EVERY_S', 'CLEAR', 'HYDRA_SETTINGS', 'FLAGS', 'CFG', 'COMMANDS', 'tell', 'tell_all', 'Watcher',
+           'watching', 'checked', 'exit_code', 'tell_error', 'job_of', 'stop', 'check_ended', 'check_unchanged',
+           'can_go_on', 'carry_out', 'run_hydra', 'mend_streams', 'stands_in_folder', 'main', 'check_flags',
+           'tell_sanity', 'refuse', 'split_words', 'choose_again', 'go_on', 'render_again', 'compare_two', 'plan_only',
+           'check_files', 'do_again', 'use_finished']
 
 # %% ../../nbs/80_run/86_cli.ipynb #51a5d30e
 LOOK_EVERY_S = 0.2     # seconds between looks into the run folder
 LINE_EVERY_S = 30.     # seconds between progress lines when nobody watches a terminal
 
+CLEAR = '\r\033[K'  # what was drawn on the last line of a terminal
+
 def tell(
     text: str,                       # with its line ends
     stream: TextIO | None = None,    # default: standard error
+    clear: bool = False,             # take the progress bar away first
 ) -> None:
     "Write to a person; that nobody is there any more (a closed pipe or terminal) is no reason to end a run."
     stream = stream or sys.stderr
     if stream is None: return
     try:
-        stream.write(text)
+        stream.write((CLEAR if clear else '') + safe_text(text))
         stream.flush()
     except (OSError, ValueError):
         return
+
+def tell_all(
+    text: str,  # with its line ends
+) -> None:
+    "Write a result to standard output, in whatever encoding that has."
+    known = sys.stdout.encoding or 'utf-8'
+    tell(text.encode(known, 'backslashreplace').decode(known), sys.stdout)
 
 @dataclass
 class Watcher:
@@ -70,9 +86,10 @@ class Watcher:
         log = self.run_dir.log.read_text(encoding='utf-8') if self.run_dir.log.exists() else ''
         whole = log.rfind('\n') + 1
         if whole > self.n_shown:
-            tell(('\r\033[K' if is_terminal else '') + log[self.n_shown:whole], self.stream)
+            tell(log[self.n_shown:whole], self.stream, clear=is_terminal)
             self.n_shown = whole
 
+# %% ../../nbs/80_run/86_cli.ipynb #ab3b910a
 @contextmanager
 def watching(
     run_dir: RunDir,                 # run
@@ -115,6 +132,15 @@ def exit_code(
     stream: TextIO | None,  # where to tell it, None: standard error
 ) -> int:                   # 2 the request, 1 our fault, 130 Ctrl-C
     "Tell an error in the way that fits it."
+    code = tell_error(error, stream)
+    tell(''.join(f'{o}\n' for o in getattr(error, '__notes__', [])), stream)
+    return code
+
+def tell_error(
+    error: BaseException,   # what ended the run
+    stream: TextIO | None,  # where to tell it, None: standard error
+) -> int:                   # exit code
+    "Tell an error without its notes."
     if isinstance(error, ConfigError):
         tell(''.join(f'error: {o}\n' for o in error.faults), stream)
         return 2
@@ -127,9 +153,10 @@ def exit_code(
              stream)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        tell('stopped; the same command with the same run_directory goes on from the last finished stage\n', stream)
+        tell('stopped\n', stream)
         return 130
-    tell(f'{error}\n' if isinstance(error, JobError) else ''.join(traceback.format_exception(error)), stream)
+    told = f'{error}\n' if isinstance(error, JobError) else ''.join(traceback.format_exception(type(error), error, error.__traceback__))
+    tell(told.removesuffix(''.join(f'{o}\n' for o in getattr(error, '__notes__', []))), stream)
     tell('This is a fault of lightly_curate, not of your request.\n', stream)
     return 1
 
@@ -152,6 +179,20 @@ def check_ended(
     missing = [o for o in stages_to_do(run.cfg) if not is_done(run, o)]
     if missing: raise CurateError(f'the job ended before it had done {", ".join(missing)}, and gave no reason; {run.dir.log} says how far it came')
 
+def check_unchanged(
+    run: PlannedRun,  # whose lock is held
+) -> None:
+    "Refuse when another command has written its configuration into the run folder since ours was written."
+    if open_run(str(run.dir.root)).cfg != run.cfg:
+        raise ConfigError([f'the run folder {run.dir.root} was given another configuration by another command just now; '
+                           'give one of them another run_directory'])
+
+def can_go_on(
+    error: BaseException,  # what ended a job
+) -> bool:                 # False: the request or its files are at fault, and have to be mended first
+    "Whether the run was ended from outside, so that it goes on as it is."
+    return not isinstance(error, CurateError) or isinstance(error, OutputError) or type(error) is CurateError
+
 def carry_out(
     run: PlannedRun,  # from `create_run` or `recut`
 ) -> None:
@@ -159,8 +200,14 @@ def carry_out(
     begun = time.perf_counter()
     tell(f'lightly_curate {__version__}, run folder {run.dir.root}\nstarting the job {job_of(run.cfg.steps)}\n')
     signal.signal(signal.SIGTERM, stop)
-    with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
-    check_ended(run)
+    with held(run.dir):
+        check_unchanged(run)
+        try:
+            with watching(run.dir): run_job(job_of(run.cfg.steps), run.dir)
+            check_ended(run)
+        except (Exception, KeyboardInterrupt) as error:
+            if can_go_on(error): error.add_note(f'to go on: {shlex.join(["lightly-curate", "resume", str(run.dir.root)])}')
+            raise
     results = [o for o in (run.dir.report_pdf, run.dir.report_html, run.dir.explore_html, run.dir.sampled_filenames) if o.exists()]
     tell(f'done in {duration(time.perf_counter() - begun)}\n' + ''.join(f'  {o}\n' for o in results))
 
@@ -196,16 +243,31 @@ def run_hydra(
 FLAGS = ('--multirun', '-m', '--cfg', '-c')  # of Hydra, beside --help and --version
 CFG = ('--cfg', '-c')
 
+def mend_streams() -> None:
+    "Lead streams that the caller has closed to nowhere; the next file to be opened would take their numbers."
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is not None: continue
+        os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        setattr(sys, name, open(number, 'w' if number else 'r', encoding='utf-8', closefd=False))
+
+def stands_in_folder() -> bool:
+    "Whether the current folder is still there."
+    try: return bool(os.getcwd())
+    except OSError: return False
+
 def main() -> int:  # exit code
     "Entry of `lightly-curate`."
+    mend_streams()
     words = without_token(sys.argv[1:])
     sys.argv = [sys.argv[0], *words]
     if {'--help', '-h'} & set(words):
-        sys.stdout.write(help_text())
+        tell_all(help_text())
         return 0
     if '--version' in words:
-        sys.stdout.write(f'lightly_curate {__version__}\n')
+        tell_all(f'lightly_curate {__version__}\n')
         return 0
+    if not stands_in_folder():
+        return exit_code(InputError('the current folder has been removed; change to one that is there (cd), and start again'), None)
     if words and words[0] in COMMANDS: return use_finished(words[0], words[1:])
     is_flag = [o.startswith('-') or (i > 0 and words[i - 1] in CFG) for i, o in enumerate(words)]
     flags = [o for o, flag in zip(words, is_flag, strict=True) if flag]
@@ -234,7 +296,7 @@ def tell_sanity(
     "Say what this machine can do."
     from lightly_curate.run.sanity import sanity_checks, sanity_text
     checks = sanity_checks(cfg.output_dir)
-    sys.stdout.write(f'lightly_curate {__version__}\n{sanity_text(checks)}\n')
+    tell_all(f'lightly_curate {__version__}\n{sanity_text(checks)}\n')
     return 0 if all(o.works for o in checks) else 1
 
 # %% ../../nbs/80_run/86_cli.ipynb #f65c3257
@@ -267,6 +329,13 @@ def choose_again(
     (run,), overrides = split_words('select', words)
     carry_out(recut(str(run), overrides))
 
+def go_on(
+    words: Sequence[str],   # folder of a run, and changed_input= if wanted
+) -> None:
+    "Go on with a run that was stopped, killed or ended by a full disk."
+    (run,), overrides = split_words('resume', words)
+    carry_out(resume(str(run), overrides))
+
 def render_again(
     words: Sequence[str],   # folder of a run
 ) -> None:
@@ -287,13 +356,59 @@ def compare_two(
     if len(rest) > 1: raise ConfigError([f'output_dir is given {len(rest)} times; give it once'])
     from lightly_curate.run.compare import comparison_text, make_comparison, read_comparison
     files = make_comparison(RunDir(a), RunDir(b), ''.join(rest).partition('=')[2])
-    known = sys.stdout.encoding or 'utf-8'
-    tell(comparison_text(read_comparison(files)).encode(known, 'backslashreplace').decode(known), sys.stdout)
+    tell_all(comparison_text(read_comparison(files)))
     tell(f'\n  {files.pdf}\n  {files.json}\n')
 
-COMMANDS = {'select': (choose_again, 'lightly-curate select RUN n_samples=500'),
-            'report': (render_again, 'lightly-curate report RUN'),
-            'compare': (compare_two, 'lightly-curate compare RUN_A RUN_B')}
+# %% ../../nbs/80_run/86_cli.ipynb #b0294d57
+def plan_only(
+    words: Sequence[str],   # overrides of a run
+) -> int:                   # 0: it can be done, 2: it cannot
+    "Say what a run would take."
+    refuse([o for o in words if o.startswith('-')], 'plan')
+    cfg = with_whole_paths(resolve(checked([tidy_override(o) for o in words]), time.localtime()))
+    run = PlannedRun(cfg, RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory))
+    check_marks(run.dir, cfg)
+    check_steps(run.dir, cfg)
+    from lightly_curate.run.pipeline import plan_run
+    from lightly_curate.run.plan import MOST_S, plan_text
+    plan = plan_run(run, seconds=MOST_S)
+    tell_all(f'{plan_text(plan)}\n')
+    return 2 if plan.faults else 0
+
+# %% ../../nbs/80_run/86_cli.ipynb #4313f1db
+def check_files(
+    words: Sequence[str],   # folder of a run, and with_inputs=True if wanted
+) -> int:                   # 0: everything is right, 1: something is not
+    "Check the files of a run against its manifest and against each other."
+    (run,), rest = split_words('verify', words)
+    refuse([o for o in rest if o not in ('with_inputs=True', 'with_inputs=False')], 'verify, which takes a run and with_inputs=True')
+    from lightly_curate.run.verify import verify, verify_text
+    checks = verify(RunDir(run.absolute()), rest[-1:] == ['with_inputs=True'])
+    tell_all(verify_text(checks))
+    return 0 if all(o.ok for o in checks) else 1
+
+def do_again(
+    words: Sequence[str],   # folder of a run, folder for the repetition
+) -> int:                   # 0: identical, 1: different
+    "Run a recorded configuration again and compare."
+    (run,), rest = split_words('repeat', words)
+    if len(rest) != 1: raise ConfigError([f'repeat is followed by {len(words)} words, needed are a run and a new folder: {COMMANDS["repeat"][1]}'])
+    from lightly_curate.run.repeat import OTHER, compare_outputs, compared_text, plan_again
+    again = plan_again(RunDir(run.absolute()), Path(rest[0]))
+    carry_out(again)
+    compared = compare_outputs(RunDir(run.absolute()), again.dir)
+    tell_all(compared_text(compared))
+    return 1 if any(o.verdict == OTHER for o in compared) else 0
+
+# %% ../../nbs/80_run/86_cli.ipynb #9670c5ff
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
+    'plan': (plan_only, 'lightly-curate plan input_dir=photos output_dir=out'),
+    'select': (choose_again, 'lightly-curate select RUN n_samples=500'),
+    'resume': (go_on, 'lightly-curate resume RUN'),
+    'report': (render_again, 'lightly-curate report RUN'),
+    'compare': (compare_two, 'lightly-curate compare RUN_A RUN_B'),
+    'verify': (check_files, 'lightly-curate verify RUN'),
+    'repeat': (do_again, 'lightly-curate repeat RUN OUT')}
 
 def use_finished(
     command: str,           # one of COMMANDS
@@ -302,7 +417,6 @@ def use_finished(
     "Do something with finished runs."
     signal.signal(signal.SIGTERM, stop)
     try:
-        COMMANDS[command][0](words)
-        return 0
+        return COMMANDS[command][0](words) or 0
     except (Exception, KeyboardInterrupt) as error:  # told by exit_code, whatever it is
         return exit_code(error, None)

@@ -5,6 +5,7 @@
 # %% ../../nbs/80_run/81_jobs.ipynb #a2243f64
 from __future__ import annotations
 import errno
+import logging
 import os
 import re
 import tempfile
@@ -18,8 +19,8 @@ from ..core.errors import CurateError
 from ..core.rundir import RunDir
 
 # %% auto #0
-__all__ = ['JOBS', 'DISK_FAULTS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error', 'private_kernel',
-           'execute', 'run_job']
+__all__ = ['JOBS', 'DISK_FAULTS', 'NOT_FOR_JOBS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error',
+           'private_kernel', 'execute', 'run_job']
 
 # %% ../../nbs/80_run/81_jobs.ipynb #504d7d67
 JOBS = ('curate', 'train', 'embed', 'select', 'report', 'compare')
@@ -46,6 +47,7 @@ def check_parameters(
 
 # %% ../../nbs/80_run/81_jobs.ipynb #2b7a04fd
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+NOT_FOR_JOBS = ('LIGHTLY_TOKEN',)  # of the environment: nothing here needs it, and a notebook could show it
 MAX_SOCKET_PATH = 80  # characters; the system allows 108, and the number of the socket comes on top
 
 class JobError(Exception):
@@ -77,7 +79,8 @@ def private_kernel(
     with tempfile.TemporaryDirectory(prefix='curate-') as folder, Path(log or os.devnull).open('ab') as file:
         class QuietKernelManager(AsyncKernelManager):
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # as its parent has it
-                environment = {**(options.pop('env', None) or os.environ), 'PYTHONUTF8': '1'}
+                given = {o: value for o, value in (options.pop('env', None) or os.environ).items() if o not in NOT_FOR_JOBS}
+                environment = {**given, 'PYTHONUTF8': '1'}
                 await super().start_kernel(**options, stdout=file, stderr=file, env=environment)
         config = Config()
         if os.name == 'posix' and len(folder) < MAX_SOCKET_PATH:
@@ -102,8 +105,12 @@ def execute(
             papermill.execute_notebook(str(notebook), str(record), dict(parameters), kernel_name='python3',
                                        progress_bar=False, **kernel)
     except PapermillExecutionError as error:
+        if error.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None  # Ctrl-C is passed on to the kernel
         lines = re.sub(r'\x1b\[[0-9;]*m', '', '\n'.join(error.traceback))
         raise as_our_error(error.ename, error.evalue, lines, record) from None
+    except KeyboardInterrupt:
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # what the abandoned cell has to say would be the last line of a stop
+        raise
     except DeadKernelError:
         raise CurateError('the job was ended by the system, most often because memory ran out; give the container more '
                           'memory or lower lightly.loader.batch_size, memory_requirement_in_GB or max_image_pixels, '

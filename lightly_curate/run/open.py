@@ -6,8 +6,6 @@
 from __future__ import annotations
 import html
 import io
-import json
-import re
 import shlex
 import textwrap
 from base64 import b64encode
@@ -30,6 +28,7 @@ from ..core.stages import STAGES, read_mark
 from ..data.frames import pictures_of
 from ..data.images import MAX_IMAGE_PIXELS
 from ..embed.vectors import Vectors
+from ..report.maps import load_maps
 from ..report.pictures import GROUND, PAIR_SIZE, PICTURE_SIZE, framed, plot_pair, sheet_places
 from ..report.plots import map_axes, plot_labels, plot_selection, png, point_area
 from ..report.project import pca, rows_to_draw, umap_layout
@@ -42,11 +41,11 @@ from .start import PlannedRun, open_run, place_of
 from ..select.budget import SelectionCurve
 
 # %% auto #0
-__all__ = ['N_NEAR', 'Rows', 'WIDTH', 'N_COLUMNS', 'GAP', 'LINE', 'LETTER', 'QUALITY', 'STRIP_QUALITY', 'MOST_SHOWN', 'PAGE_DATA',
-           'Points', 'METHODS', 'N_STRIP', 'STRIP_HEIGHT', 'STRIP_BYTES', 'CARD', 'MUTED', 'is_run', 'runs_near',
-           'open_finished', 'next_command', 'RunTables', 'RunFacts', 'check_rows', 'read_rows', 'font', 'room', 'tile',
-           'in_grid', 'as_jpeg', 'draw_pair', 'shown', 'RunPictures', 'stored_maps', 'plot_values', 'draw_map',
-           'strip_html', 'card_html', 'count_words', 'say_report', 'first_pictures', 'run_html', 'Run']
+__all__ = ['N_NEAR', 'Rows', 'WIDTH', 'N_COLUMNS', 'GAP', 'LINE', 'LETTER', 'QUALITY', 'STRIP_QUALITY', 'MOST_SHOWN', 'Points',
+           'METHODS', 'N_STRIP', 'STRIP_HEIGHT', 'STRIP_BYTES', 'CARD', 'MUTED', 'is_run', 'runs_near', 'open_finished',
+           'next_command', 'RunTables', 'RunFacts', 'check_rows', 'read_rows', 'font', 'room', 'tile', 'in_grid',
+           'as_jpeg', 'draw_pair', 'shown', 'RunPictures', 'stored_maps', 'plot_values', 'draw_map', 'strip_html',
+           'card_html', 'count_words', 'say_report', 'first_pictures', 'run_html', 'Run']
 
 # %% ../../nbs/80_run/84_open.ipynb #3776ea6b
 N_NEAR = 5  # runs that an error names
@@ -340,28 +339,18 @@ class RunPictures(RunFacts):
         return shown(in_grid([draw_pair(self.samples, o, pictures, width) for o in pairs], 2))
 
 # %% ../../nbs/80_run/84_open.ipynb #ef4b65a6
-PAGE_DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 Points = tuple[np.ndarray, np.ndarray]  # (m,) int64 rows of the sample table, (m, 2) float32 in [0, 1]
 
 def stored_maps(
-    page: str,              # text of explore.html
+    path: Path,             # data/maps.parquet, may be missing
     samples: pd.DataFrame,  # sample table of the same run
-) -> dict[str, Points]:     # name in the page, as 'UMAP, k = 15', = points of the available samples
-    "The maps of a page."
-    found = PAGE_DATA.search(page)
-    if found is None: raise ReportError('explore.html holds no data; run the report step again')
-    told = json.loads(found[1])
-    rows = pd.Index(samples['filename']).get_indexer(told['points']['name'])
-    is_ok = (samples['status'] == 'ok').to_numpy()[rows] & (rows >= 0)
-    maps = {}
-    for drawn in told['maps']:
-        points = np.stack([drawn['x'], drawn['y']], axis=1)
-        here = is_ok & (points[:, 0] >= 0)
-        maps[drawn['name']] = rows[here], (points[here]/told['scale']).astype(np.float32)
-    return maps
+) -> dict[str, Points]:     # name, as 'UMAP, k = 15', = points
+    "The maps that a run has."
+    if not is_file(path): return {}
+    return {o.name: (o.rows, o.layout.points) for o in load_maps(path, samples)[0]}
 
 # %% ../../nbs/80_run/84_open.ipynb #086480de
-METHODS = {'pca': 'PCA', **{f'umap_k_{k}': f'UMAP, k = {k}' for k in N_NEIGHBORS}}  # as in plots/ = as in explore.html
+METHODS = {'pca': 'PCA', **{f'umap_k_{k}': f'UMAP, k = {k}' for k in N_NEIGHBORS}}  # as in plots/ = as in data/maps.parquet
 
 def plot_values(
     points: np.ndarray,  # (n, 2) in [0, 1]
@@ -495,9 +484,8 @@ class Run(RunPictures):
     "A finished run, to look at in a notebook."
     @cached_property
     def maps(self) -> dict[str, Points]:
-        "Maps that are known, by their names in explore.html."
-        if not is_file(self.dir.explore_html): return {}
-        return stored_maps(self.dir.explore_html.read_text(encoding='utf-8'), self.samples)
+        "Maps that are known, by their names."
+        return stored_maps(self.dir.maps_parquet, self.samples)
 
     def points(
         self,

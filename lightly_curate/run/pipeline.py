@@ -4,13 +4,15 @@
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #b038f8f6
 from __future__ import annotations
+import hashlib
 import json
-import logging
+import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,28 +23,33 @@ from ..clean.duplicates import mark_duplicates, mark_equal_vectors
 from ..clean.integrity import check_integrity, mark_damaged, refuse_all_corrupt
 from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_trained, leaves, notices, parse_config
 from ..core.errors import ConfigError, EmbeddingsError, InputError, ReportError
-from ..core.progress import Progress, draw, listening, logger, logging_to, write_status
+from ..core.lock import held
+from ..core.parts import Parts
+from ..core.progress import LogFile, Progress, draw, listening, logger, logging_to, write_status
 from ..core.rundir import RunDir, replacing
 from ..core.samples import (available, count_samples, load_samples, make_samples, result_order,
                                          save_samples, with_columns)
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
 from ..data.frames import VideoPass, find_named_frames, finish
-from ..data.scan import counted, name_fault, scan
+from ..data.scan import CHANGED_SINCE, Changes, changes_since, counted, name_fault, scan, states_of, with_states
 from ..data.video import Look
 from ..deliver.dump import dump_selected
 from ..deliver.export import (write_available_embeddings, write_corruptness, write_filename_lists, write_json,
                                            write_removed_samples, write_selected_embeddings, write_videos)
-from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy
+from ..embed.embedding_csv import EmbeddingTable, read_embeddings, read_npy, shown
 from ..embed.sequences import sequence_information
-from ..embed.vectors import Vectors, normalize
+from ..embed.mapped import blocks_at, joined, write_npy
+from ..embed.vectors import Vectors, find_rows, normalize
 from ..learn.collapse import Spread, measure_spread
 from ..learn.downloads import sha256_of
-from ..report.explore import maps_of, write_explore
+from ..report.explore import write_explore
 from ..report.report import (Illustrations, Report, build_report, describe_machine, find_bottleneck,
                                           installed_versions, n_figures, read_report, write_plots, write_report)
 from ..report.stats import (DistanceStats, NeighborStats, neighbor_stats, pairwise_stats, savings,
                                          with_exact_min)
 from .jobs import execute, job_path
+from .manifest import is_current, tell_again, write_manifest
+from .plan import Plan, make_plan, plan_line, refuse_faults
 from .start import PlannedRun, place_of
 from ..select.budget import SelectionCurve
 from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, held_out,
@@ -50,16 +57,17 @@ from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, hel
 from ..select.select import curve_of, select
 
 # %% auto #0
-__all__ = ['TIME', 'Work', 'NO_VIDEOS', 'SPREAD_ROWS', 'WORK', 'STAGES_OF', 'outputs_of', 'is_done', 'run_stage', 'finished_mark',
-           'table_after', 'save_arrays', 'save_vectors', 'load_vectors', 'check_given_names', 'tell_missing',
-           'mark_given', 'has_videos', 'check_videos', 'scan_stage', 'given_weights', 'device_name', 'open_pool',
-           'weights_request', 'trained_checkpoint', 'backbone_request', 'weights_of', 'will_train', 'try_weights',
-           'embedding_request', 'read_videos', 'known_vectors', 'clean_stage', 'train_stage', 'embed_stage',
-           'as_selected', 'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool', 'count_members',
-           'select_stage', 'add_to_pool', 'write_curve', 'deliver_stage', 'dump_images', 'command', 'done_stages',
-           'describe_job', 'origin_notice', 'stopping_facts', 'training_facts', 'spread_of', 'explore', 'make_figures',
-           'report_stage', 'report_command', 'check_rendered_from', 'render_run', 'render', 'stages_to_do', 'watched',
-           'curate']
+__all__ = ['TIME', 'Work', 'PARTS_OF', 'NO_VIDEOS', 'SPREAD_ROWS', 'WORK', 'STAGES_OF', 'GONE', 'outputs_of', 'is_done',
+           'run_stage', 'remove_passing', 'parts_of', 'finished_mark', 'table_after', 'save_arrays', 'save_vectors',
+           'load_vectors', 'check_given_names', 'tell_missing', 'mark_given', 'has_videos', 'check_videos',
+           'scan_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request', 'trained_checkpoint',
+           'backbone_request', 'weights_of', 'will_train', 'try_weights', 'embedding_request', 'read_videos',
+           'known_vectors', 'clean_stage', 'train_stage', 'embed_stage', 'as_selected', 'selection_vectors',
+           'mark_earlier', 'keep_pool', 'kept_pool', 'count_members', 'select_stage', 'add_to_pool', 'write_curve',
+           'deliver_stage', 'tell_changes', 'dump_images', 'command', 'done_stages', 'describe_job', 'origin_notice',
+           'stopping_facts', 'training_facts', 'spread_of', 'explore', 'make_figures', 'report_stage', 'report_command',
+           'check_rendered_from', 'render_run', 'render', 'plan_run', 'tell_plan', 'stages_to_do', 'watched',
+           'touched_only', 'without_touched', 'leave_out', 'look_again', 'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
@@ -69,7 +77,7 @@ def outputs_of(
     "What a finished stage has left, besides plots and images."
     files = run.dir
     lists = [files.sampled_filenames, files.removed_filenames, files.duplicate_filenames, files.corrupt_filenames]
-    made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json, files.explore_html],
+    made = {'embed': [files.state_embeddings, files.state_rows, files.embeddings_csv], 'report': [files.report_json, files.explore_html, files.maps_parquet],
             'select': [files.state_pool, files.state_members] if run.cfg.datapool.name else [],
             'deliver': [*lists, files.removed_samples_csv, files.selected_embeddings_csv, files.samples_parquet]}
     trained = read_mark(files, 'train')
@@ -103,7 +111,8 @@ def run_stage(
 ) -> None:
     "Do a stage unless it is done."
     if is_done(run, stage):
-        logger.info('%s: done already%s', stage, ', the input folder is not looked at again' if stage == 'scan' else '')
+        logger.info('%s: done already', stage)
+        remove_passing(run, stage)
         return
     logger.info('%s: started', stage)
     started_at, begun = time.strftime(TIME), time.perf_counter()
@@ -114,8 +123,39 @@ def run_stage(
     save_samples(samples, run.dir.table(stage))
     seconds = time.perf_counter() - begun
     write_mark(run.dir, Mark(stage, stage_inputs(run.cfg)[stage], started_at, seconds, result))
+    remove_passing(run, stage)
     logger.info('%s: done in %.1f s', stage, seconds)
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #ef4887ed
+PARTS_OF = {'clean': ('clean_videos', 'clean_images'), 'embed': ('embed',), 'deliver': ('deliver',)}  # folders of `core.parts`
+
+def remove_passing(
+    run: PlannedRun,  # run
+    stage: str,       # one of STAGES that has its mark
+) -> None:
+    "Remove what was of use only until a stage had finished."
+    for folder in map(run.dir.parts, PARTS_OF.get(stage, ())):
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()): folder.parent.rmdir()
+    if stage == 'embed':
+        for path in (run.dir.state_frames, run.dir.state_frame_rows): path.unlink(missing_ok=True)
+
+def parts_of(
+    run: PlannedRun,         # run
+    name: str,               # one of `PARTS_OF`
+    samples: pd.DataFrame,   # rows that the work is done for
+    **request: Any,          # what else the work depends on, as JSON knows it
+) -> Parts:                  # of this work, or of an earlier attempt at the same
+    "Where a stage keeps what it has finished so far."
+    digest = hashlib.blake2b(digest_size=16)
+    content = samples['content'].where(samples['content'].notna(), samples['mtime_ns'].astype('string'))
+    for values in (samples['filename'], samples['size_bytes'].astype('string'), content):
+        digest.update('\n'.join(values.fillna('')).encode('utf-8', 'surrogateescape') + b'\0')
+    asked = {**request, 'files': digest.hexdigest(), 'max_image_pixels': run.cfg.max_image_pixels,
+             'max_seconds_per_file': run.cfg.max_seconds_per_file}
+    return Parts(run.dir.parts(name), asked)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #8bd88fc8
 def finished_mark(
     run: PlannedRun,  # run
     stage: str,       # one of STAGES
@@ -140,7 +180,7 @@ def save_arrays(
 ) -> None:
     "Write arrays, each whole or not at all."
     for path, array in arrays:
-        with replacing(path) as temporary: np.save(temporary, array)
+        with replacing(path, array.nbytes) as temporary: np.save(temporary, array)
 
 def save_vectors(
     run: PlannedRun,   # run
@@ -161,11 +201,11 @@ def check_given_names(
     source: str,               # name of that file
 ) -> None:
     "Refuse names that do not stay below a folder, or that a list with one name a line cannot hold."
-    for name in filenames:
+    for i, name in enumerate(filenames, 1):
         is_plain = bool(name) and '\0' not in name and name_fault(name) is None
         if is_plain and not name.startswith('/') and not {'..', '.', ''} & set(name.split('/')): continue
-        raise EmbeddingsError(f'{source} names {name!r}, allowed is a path below input_dir, such as folder/1.jpg, '
-                              'without line breaks')
+        raise EmbeddingsError(f'{source} names {shown(name)} as sample {i}, allowed is a path below input_dir, such as folder/1.jpg, '
+                              'without line breaks and control characters')
 
 def tell_missing(
     samples: pd.DataFrame,  # sample table from a file of embeddings
@@ -179,7 +219,7 @@ def tell_missing(
 def mark_given(
     samples: pd.DataFrame,   # sample table from a file of embeddings
     given: EmbeddingTable,   # what the file holds
-    order: Sequence[int],    # (n,) row of the file for each sample
+    order: np.ndarray,       # (n,) int64 row of the file for each sample
     source: str,             # name of that file
 ) -> pd.DataFrame:           # with status masked and preselected
     "Take over what the columns `masked` and `selected` of a file say."
@@ -231,16 +271,18 @@ def scan_stage(
         if has_videos(samples):
             raise InputError(f'embeddings is {cfg.embeddings!r}, which has no names, and input_dir holds videos, whose frames are '
                              'not counted yet; give the embeddings as .csv or .parquet with the names of the frames')
-        emb = read_npy(path, len(samples))
+        emb, order = read_npy(path, len(samples), run.dir.state), np.arange(len(samples))
     else:
-        given = read_embeddings(path)
+        given = read_embeddings(path, run.dir.state)
         check_given_names(given.filenames, path.name)
         samples = make_samples(given.filenames, labels=None if given.labels is None else given.labels.tolist())
         position = {name: i for i, name in enumerate(given.filenames)}
-        order = [position[name] for name in samples['filename']]
-        samples, emb = mark_given(find_named_frames(samples, Path(cfg.input_dir)), given, order, path.name), given.emb[order]
+        emb, order = given.emb, np.array([position[name] for name in samples['filename']], dtype=np.int64)
+        samples = mark_given(find_named_frames(samples, Path(cfg.input_dir)), given, order, path.name)
+        samples = with_states(samples, states_of(Path(cfg.input_dir), samples['path']))
     logger.info('loaded %d embeddings of %d dimensions from %s', len(emb), emb.shape[1], path.name)
-    save_vectors(run, Vectors(emb, samples.index.to_numpy(dtype=np.int64)))
+    write_npy(run.dir.state_embeddings, blocks_at(emb, order), emb.shape)
+    save_arrays([(run.dir.state_rows, samples.index.to_numpy(dtype=np.int64))])
     missing = tell_missing(samples, cfg.input_dir)
     if missing and cfg.dump_dataset:
         raise InputError(f'{missing} dump_dataset=True needs them all; mend input_dir or leave dump_dataset out')
@@ -345,25 +387,35 @@ def embedding_request(
     "What a vector depends on beside the picture."
     return {**weights_of(backbone), 'precision': str(run.cfg.lightly['trainer']['precision'])}
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #f0b48f62
 def read_videos(
     run: PlannedRun,                       # run
     samples: pd.DataFrame,                 # sample table of the scan
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table with a row for each frame; facts as in `NO_VIDEOS`
     "Read the videos, and embed their frames unless that has to wait for training."
     cfg, loader = run.cfg, run.cfg.lightly['loader']
-    reading = VideoPass(samples, Path(cfg.input_dir), loader['num_workers'], Look(**asdict(cfg.video)), cfg.max_image_pixels)
+    asked: dict[str, Any] = {'batch_size': loader['batch_size'], 'look': asdict(cfg.video)}
+    def reading_with(vectors: dict[str, Any] | None) -> VideoPass:
+        parts = parts_of(run, 'clean_videos', samples, vectors=vectors, **asked)
+        return VideoPass(samples, Path(cfg.input_dir), loader['num_workers'], Look(**asdict(cfg.video)), cfg.max_image_pixels, parts,
+                         cfg.max_seconds_per_file)
     if is_trained(cfg) or 'embed' not in cfg.steps:
+        reading = reading_with(None)
         with Progress('reading', reading.n_expected(), 'frames') as progress:
-            for batch in reading.batches(0, loader['batch_size']): progress.advance(len(batch.rows))
+            for batch in reading.batches(0, loader['batch_size']):
+                reading.add(batch)
+                progress.advance(len(batch.rows))
         read = finish(reading)
         return read.samples, {'videos': read.videos, 'embedded_with': None}
     from lightly_curate.embed.embed import embed_videos
     from lightly_curate.learn.backbone import load_backbone
     backbone = load_backbone(**backbone_request(run, open_pool(run)))
-    read, vectors = embed_videos(reading, backbone, loader['batch_size'], str(cfg.lightly['trainer']['precision']))
+    request = embedding_request(run, backbone)
+    read, vectors = embed_videos(reading_with(request), backbone, loader['batch_size'], str(cfg.lightly['trainer']['precision']))
     save_arrays([(run.dir.state_frames, vectors.emb), (run.dir.state_frame_rows, vectors.rows)])
-    return read.samples, {'videos': read.videos, 'embedded_with': embedding_request(run, backbone)}
+    return read.samples, {'videos': read.videos, 'embedded_with': request}
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #d4e9e953
 def known_vectors(
     run: PlannedRun,  # run in which clean has finished
     backbone: Any,    # from `load_backbone`
@@ -372,7 +424,7 @@ def known_vectors(
     made_with = finished_mark(run, 'clean').result.get('embedded_with')
     if made_with is None or made_with != json.loads(json.dumps(embedding_request(run, backbone))):
         return Vectors(np.empty((0, backbone.n_features), dtype=np.float32), np.empty(0, dtype=np.int64))
-    return Vectors(np.load(run.dir.state_frames), np.load(run.dir.state_frame_rows))
+    return Vectors(np.load(run.dir.state_frames, mmap_mode='r'), np.load(run.dir.state_frame_rows))
 
 def clean_stage(
     run: PlannedRun,                       # run
@@ -384,7 +436,8 @@ def clean_stage(
     samples, facts = read_videos(run, samples) if has_videos(samples) else (samples, NO_VIDEOS)
     if cfg.enable_corruptness_check or cfg.remove_exact_duplicates:
         n_workers = cfg.lightly['loader']['num_workers']
-        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels)
+        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels, parts_of(run, 'clean_images', samples),
+                                  cfg.max_seconds_per_file)
     if cfg.enable_corruptness_check: samples = mark_damaged(samples, cfg.corruptness_check.corruption_threshold)
     samples = refuse_all_corrupt(samples, Path(cfg.input_dir))
     return (mark_duplicates(samples) if cfg.remove_exact_duplicates else samples), facts
@@ -398,7 +451,7 @@ def train_stage(
     from lightly_curate.learn.train import train
     cfg, samples = run.cfg, table_after(run, 'clean')
     start, said = start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
-    done = train(samples, start, Path(cfg.input_dir), cfg.lightly, cfg.train, run.dir, cfg.max_image_pixels, said)
+    done = train(samples, start, Path(cfg.input_dir), cfg.lightly, cfg.train, run.dir, cfg.max_image_pixels, said, cfg.max_seconds_per_file)
     return samples, done.to_json()
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #04e89e71
@@ -418,12 +471,13 @@ def embed_stage(
         asked, loader = backbone_request(run, open_pool(run)), cfg.lightly['loader']
         checkpoint, backbone = asked['checkpoint'], load_backbone(**asked)
         samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
-                                 str(cfg.lightly['trainer']['precision']), cfg.max_image_pixels, known_vectors(run, backbone))
+                                 str(cfg.lightly['trainer']['precision']), cfg.max_image_pixels, known_vectors(run, backbone),
+                                 parts_of(run, 'embed', samples, vectors=embedding_request(run, backbone), batch_size=loader['batch_size']),
+                                 cfg.max_seconds_per_file)
         device = device_name()
         weights = weights_of(backbone)
         save_vectors(run, vectors)
     write_available_embeddings(samples, vectors, run.dir.embeddings_csv)
-    for path in (run.dir.state_frames, run.dir.state_frame_rows): path.unlink(missing_ok=True)  # of no further use
     return samples, {'weights': weights, 'device': device, 'checkpoint': str(checkpoint.absolute()) if checkpoint else ''}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
@@ -435,11 +489,16 @@ def as_selected(
     return normalize(emb) if run.cfg.normalize_embeddings else emb
 
 def selection_vectors(
-    run: PlannedRun,  # run
-) -> Vectors:         # of all samples that have one
+    run: PlannedRun,                 # run
+    rows: np.ndarray | None = None,  # (k,) int64 rows of the sample table, None: all that have a vector
+) -> Vectors:                        # of these rows; many of them are read from the disk as they are needed
     "Vectors of a run as the selection and the statistics see them."
     vectors = load_vectors(run)
-    return Vectors(as_selected(run, vectors.emb), vectors.rows)
+    rows = vectors.rows if rows is None else rows
+    if not run.cfg.normalize_embeddings and np.array_equal(rows, vectors.rows): return vectors
+    blocks = (as_selected(run, o) for o in blocks_at(vectors.emb, find_rows(vectors.rows, rows)))
+    scratch = run.dir.state if os.access(run.dir.state, os.W_OK) else None
+    return Vectors(joined(blocks, vectors.emb.shape[1], scratch), rows)
 
 def mark_earlier(
     run: PlannedRun,                  # run
@@ -499,7 +558,8 @@ def select_stage(
     run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
     "Choose."
-    cfg, samples, vectors, pool = run.cfg, table_after(run, 'embed'), selection_vectors(run), open_pool(run)
+    cfg, samples, pool = run.cfg, table_after(run, 'embed'), open_pool(run)
+    vectors = selection_vectors(run, available(samples))
     stop, seed = cfg.stopping_condition, cfg.lightly['seed']
     asked = [f'{o}={value}' for o, value in asdict(stop).items() if value != -1]
     samples, said = mark_earlier(run, samples, vectors, pool)
@@ -554,7 +614,8 @@ def deliver_stage(
     write_removed_samples(samples, run.dir.removed_samples_csv)
     write_selected_embeddings(samples, load_vectors(run), run.dir)
     if cfg.normalize_embeddings:
-        write_available_embeddings(table_after(run, 'embed'), selection_vectors(run), run.dir.normalized_embeddings_csv)
+        embedded = table_after(run, 'embed')
+        write_available_embeddings(embedded, selection_vectors(run, available(embedded)), run.dir.normalized_embeddings_csv)
     write_curve(run)
     videos = finished_mark(run, 'clean').result.get('videos')
     if videos is not None: write_videos(samples, videos, run.dir.videos_csv)
@@ -563,8 +624,20 @@ def deliver_stage(
     if length > 1: write_json(run.dir.sequence_information, sequence_information(samples, length))
     save_samples(samples, run.dir.samples_parquet)
     said = dump_images(run, samples) if cfg.dump_dataset else []
+    said += tell_changes(run)
     pool = add_to_pool(run, samples) if cfg.datapool.name else None
     return samples, {'notices': said + (pool.pop('notices') if pool else []), 'datapool': pool}
+
+def tell_changes(
+    run: PlannedRun,  # run
+) -> list[str]:       # no sentence or one
+    "Say which files are no longer those that were scanned."
+    if not is_folder(run.cfg.input_dir): return []
+    changes = changes_since(table_after(run, 'scan'), Path(run.cfg.input_dir), with_new=False)
+    if not changes: return []
+    said = f'Since input_dir was scanned, {changes.words()}.'
+    logger.warning(said)
+    return [said]
 
 def dump_images(
     run: PlannedRun,        # run
@@ -573,7 +646,9 @@ def dump_images(
     "Write the selected images."
     cfg, said = run.cfg, []
     dump = dump_selected(samples, Path(cfg.input_dir), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
-                         cfg.lightly['loader']['num_workers'], cfg.max_image_pixels)
+                         cfg.lightly['loader']['num_workers'], cfg.max_image_pixels,
+                         parts_of(run, 'deliver', samples.loc[result_order(samples)], size=cfg.output_image_size, format=cfg.output_image_format),
+                         cfg.max_seconds_per_file)
     logger.info('wrote %d samples to %s', dump.n_written, run.dir.sampled.name)
     if dump.failed:
         said.append(f'{len(dump.failed)} selected samples could not be written, the first is {next(iter(dump.failed))}.')
@@ -645,13 +720,12 @@ def spread_of(
 def explore(
     run: PlannedRun,               # run
     samples: pd.DataFrame,         # sample table after selection
-    vectors: Vectors,              # as the selection sees them
     made: Illustrations,           # with its maps
     curve: SelectionCurve | None,  # None: no curve
 ) -> None:
     "Write the page to explore a run with."
     cfg, chosen = run.cfg, finished_mark(run, 'select').result
-    write_explore(run.dir.explore_html, samples, maps_of(list(made.layouts.values()), samples, vectors, cfg.lightly['seed']),
+    write_explore(run.dir.explore_html, samples, made.maps,
                   Path(cfg.input_dir) if is_folder(cfg.input_dir) else None, title=Path(cfg.embeddings or cfg.input_dir).name,
                   curve=curve, n_before=chosen['n_before'], max_pixels=cfg.max_image_pixels,
                   is_own_curve=cfg.method == 'coreset' and cfg.selected_sequence_length == 1)
@@ -663,7 +737,7 @@ def make_figures(
     curve: SelectionCurve | None,  # None: no curve
 ) -> tuple[DistanceStats, DistanceStats, tuple[NeighborStats, NeighborStats], Illustrations]:
     "Statistics of the available and of the selected samples, and all figures."
-    cfg, vectors, chosen = run.cfg, selection_vectors(run), finished_mark(run, 'select').result
+    cfg, vectors, chosen = run.cfg, selection_vectors(run, available(samples)), finished_mark(run, 'select').result
     max_bytes, seed, n_pairs = cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed'], cfg.n_example_images
     input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
     pool = kept_pool(run) if cfg.datapool.name else None
@@ -687,7 +761,7 @@ def make_figures(
         made = write_plots(run.dir, samples, vectors, before, after, input_dir, n_pairs, seed, cfg.max_image_pixels,
                            progress.advance, curve=curve, n_selected=n_selected, pool=pool, neighbors=neighbors, training=told,
                            videos=films, timelines=cfg.show_video_sampling_timeline)
-        explore(run, samples, vectors, made, curve)
+        explore(run, samples, made, curve)
         progress.advance()
     return before, after, neighbors, made
 
@@ -748,10 +822,12 @@ def render_run(
     "Make report.pdf and report.html, in place of earlier ones when both are whole."
     from lightly_curate.report.render import render_html, render_pdf
     started_at = check_rendered_from(run_dir)['job']['started_at']
-    execute(job_path('report'), record, {'run_dir': str(run_dir.root)}, kernel_log)
-    with replacing(run_dir.report_html) as html, replacing(run_dir.report_pdf) as pdf:
-        render_html(record, html)
-        render_pdf(record, pdf, attachments=[run_dir.report_json], date=started_at)
+    with held(run_dir):
+        execute(job_path('report'), record, {'run_dir': str(run_dir.root)}, kernel_log)
+        with replacing(run_dir.report_html) as html, replacing(run_dir.report_pdf) as pdf:
+            render_html(record, html)
+            render_pdf(record, pdf, attachments=[run_dir.report_json], date=started_at)
+        tell_again(run_dir, [run_dir.report_html, run_dir.report_pdf])
 
 def render(
     run: PlannedRun,  # run with report.json and plots
@@ -762,6 +838,30 @@ def render(
     logger.info('making report.html and report.pdf')
     render_run(run.dir, run.dir.job('report'), run.dir.kernel_log)
     logger.info('report.pdf and report.html: done in %.1f s', time.perf_counter() - begun)
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #04941e43
+def plan_run(
+    run: PlannedRun,                # its folder may not exist
+    seconds: float | None = None,   # for trying, None: a twentieth of the run, three at most
+    is_running: bool = False,       # the run has begun
+) -> Plan:                          # of what is left to do
+    "What a run will take."
+    cfg, left = run.cfg, [o for o in stages_to_do(run.cfg) if not is_done(run, o)]
+    known = next((table_after(run, o) for o in ('clean', 'scan') if is_done(run, o)), None)
+    samples = scan(Path(cfg.input_dir)) if known is None and not cfg.embeddings else known
+    reads = not cfg.embeddings and bool({'clean', 'train', 'embed'} & set(left))
+    asked = backbone_request(run, open_pool(run)) if reads else None
+    embedded = read_mark(run.dir, 'embed')
+    return make_plan(run, left, samples, asked, seconds, n_features=embedded.result['weights']['n_features'] if embedded else 0, is_running=is_running)
+
+def tell_plan(
+    run: PlannedRun,  # run in which scan has finished
+) -> None:
+    "Say what the rest of a run will take, and refuse what cannot end."
+    plan = plan_run(run, is_running=True)
+    if plan.stages: logger.info(plan_line(plan))
+    for sentence in plan.notices: logger.warning(sentence)
+    refuse_faults(plan)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #3cc3955c
 WORK = {'scan': scan_stage, 'clean': clean_stage, 'train': train_stage, 'embed': embed_stage, 'select': select_stage,
@@ -779,12 +879,77 @@ def stages_to_do(
 def watched(
     run: PlannedRun,  # run
 ) -> Iterator[None]:
-    "Log into the run folder and keep its status file while the block runs."
-    run.dir.state.mkdir(parents=True, exist_ok=True)
-    with logging_to(logging.FileHandler(run.dir.log, encoding='utf-8')), listening(draw), \
+    "Hold the lock of a run, log into its folder and keep its status file while the block runs."
+    with held(run.dir), logging_to(LogFile(run.dir.log, encoding='utf-8')), listening(draw), \
          listening(lambda tick: write_status(run.dir.status, tick)):
         yield
 
+# %% ../../nbs/80_run/82_pipeline.ipynb #d78fdb71
+def touched_only(
+    run: PlannedRun,      # run in which clean has finished
+    names: Sequence[str],  # pictures of another time of change
+) -> list[str]:           # those whose pixels are the same
+    "Decode pictures again and compare."
+    cfg, known = run.cfg, table_after(run, 'clean').set_index('filename')['content'].reindex(list(names)).dropna()
+    if not len(known): return []
+    try:
+        again = check_integrity(make_samples(known.index.tolist()), Path(cfg.input_dir), cfg.lightly['loader']['num_workers'], cfg.max_image_pixels,
+                                seconds=cfg.max_seconds_per_file)
+    except InputError:  # none of them is a picture any more
+        return []
+    now = again.set_index('filename')['content'].reindex(known.index)
+    return known.index[(now == known).fillna(False).astype(bool)].tolist()
+
+def without_touched(
+    run: PlannedRun,   # run in which scan has finished
+    changes: Changes,  # as found
+) -> Changes:          # without pictures that were only touched or copied; the tables know their new times
+    "Let pictures pass whose pixels are the same."
+    same = touched_only(run, changes.changed) if changes.changed and is_done(run, 'clean') else []
+    if not same: return changes
+    logger.info('%s of another time of change, with the same pixels', counted(len(same), 'file'))
+    states = states_of(Path(run.cfg.input_dir), same)
+    for stage in [o for o in ('scan', 'clean', 'train') if is_done(run, o)]:
+        samples = table_after(run, stage)
+        known = zip(samples['path'], zip(samples['size_bytes'], samples['mtime_ns'], strict=True), strict=True)
+        save_samples(with_states(samples, {**dict(known), **states}), run.dir.table(stage))
+    return replace(changes, changed=tuple(o for o in changes.changed if o not in states))
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #0ba654e2
+GONE = 'the file is gone since it was scanned'
+
+def leave_out(
+    run: PlannedRun,   # run in which scan has finished
+    changes: Changes,  # as found
+) -> None:
+    "Count what has changed or is gone as corrupt in the tables of finished stages; duplicates of it are weighed again."
+    for stage in [o for o in ('clean', 'train') if is_done(run, o)]:
+        samples = table_after(run, stage)
+        doubled = np.flatnonzero(samples['status'] == 'duplicate')
+        samples = with_columns(samples, doubled, status='ok', duplicate_of=pd.NA, reason=pd.NA)
+        for paths, reason in [(changes.changed, CHANGED_SINCE), (changes.gone, GONE)]:
+            rows = np.flatnonzero(samples['path'].isin(paths) & (samples['status'] == 'ok'))
+            samples = with_columns(samples, rows, status='corrupt', reason=reason)
+        save_samples(mark_duplicates(samples) if run.cfg.remove_exact_duplicates else samples, run.dir.table(stage))
+
+def look_again(
+    run: PlannedRun,  # run in which scan has finished
+) -> None:
+    "Compare the input folder with what was scanned, and refuse to go on with another one unless that was asked for."
+    changes = without_touched(run, changes_since(table_after(run, 'scan'), Path(run.cfg.input_dir)))
+    if not changes:
+        logger.info('input_dir is as it was scanned')
+        return
+    said = f'since input_dir was scanned, {changes.words()}'
+    if run.cfg.changed_input == 'keep':
+        logger.warning('%s; going on with what was found first: files that have changed or are gone count as corrupt, new ones are left out', said)
+        leave_out(run, changes)
+        return
+    keep = shlex.join(['lightly-curate', 'resume', str(run.dir.root), 'changed_input=keep'])
+    raise InputError(f'{said}; put the files back, or go on with what was found first, where files that have changed or are gone count as '
+                     f'corrupt and new ones are left out ({keep}), or start anew with another run_directory')
+
+# %% ../../nbs/80_run/82_pipeline.ipynb #bf59493a
 def curate(
     run: PlannedRun,  # from `open_run`
 ) -> pd.DataFrame:    # sample table after the last stage
@@ -793,8 +958,13 @@ def curate(
     with watched(run):
         for sentence in notices(run.cfg): logger.info(sentence)
         left = {o for o in todo if not is_done(run, o)}
+        if left or not is_current(run.dir): run.dir.manifest_json.unlink(missing_ok=True)  # written again at the end
+        if left & {'clean', 'train', 'embed'} and not run.cfg.embeddings and is_done(run, 'scan'): look_again(run)
         pool = open_pool(run) if left & {'train', 'embed', 'select'} else None  # what is wrong with it is told at once
         if left & {'train', 'embed'} and not run.cfg.embeddings: try_weights(run, pool)
-        for stage in todo: run_stage(run, stage, partial(WORK[stage], run))
+        for stage in todo:
+            if left and stage == next(o for o in todo if o != 'scan'): tell_plan(run)
+            run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
+        if not run.dir.manifest_json.is_file(): write_manifest(run)
     return table_after(run, todo[-1])

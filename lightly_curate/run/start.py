@@ -12,19 +12,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 import yaml
 from ..core.config import (CurateConfig, StoppingCondition, check_overrides, check_paths,
                                         compose_config, config_yaml, is_trained, leaves, parse_config, resolve,
                                         tidy_override, without_token)
 from ..core.errors import ConfigError, InputError, OutputError
+from ..core.lock import held
 from ..core.rundir import RunDir, replacing
 from ..core.stages import STAGES, check_marks, read_mark
 from ..core.training_keys import check_keys
 
 # %% auto #0
-__all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'PlannedRun', 'check_steps', 'write_run', 'create_run', 'open_run', 'cut_words',
-           'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'taken_pairs', 'pool_files_of',
-           'check_same_source', 'link', 'check_pool', 'recut']
+__all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'PlannedRun', 'check_steps', 'write_run', 'with_whole_paths', 'create_run',
+           'open_run', 'cut_words', 'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'taken_pairs',
+           'pool_files_of', 'check_same_source', 'link', 'check_pool', 'recut', 'with_choice', 'resume']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
@@ -60,10 +62,18 @@ def write_run(
     except OSError as error:
         raise OutputError(f'the run folder {run_dir.root} cannot be made ({error.strerror}); '
                           'choose another output_dir') from None
-    texts = {run_dir.config_yaml: config_yaml(cfg), run_dir.overrides_yaml: words_text, run_dir.hydra_yaml: hydra}
-    for path, text in texts.items():
-        with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
+    texts = {run_dir.overrides_yaml: words_text, run_dir.hydra_yaml: hydra, run_dir.config_yaml: config_yaml(cfg)}  # who finds the last finds all
+    with held(run_dir):
+        for path, text in texts.items():
+            with replacing(path) as temporary: temporary.write_text(text, encoding='utf-8')
     return PlannedRun(cfg, run_dir)
+
+def with_whole_paths(
+    cfg: CurateConfig,   # resolved configuration
+) -> CurateConfig:       # that means the same when it is read in another folder
+    "Name the folders that are read by their whole paths."
+    keys = ('input_dir', 'shared_dir', 'weights_dir')
+    return replace(cfg, **{o: os.path.abspath(getattr(cfg, o)) for o in keys if getattr(cfg, o)})
 
 def create_run(
     cfg: CurateConfig,         # composed, not yet checked
@@ -73,7 +83,7 @@ def create_run(
     "Check a configuration and give it a folder; all faults are raised together."
     faults = check_keys(cfg) + check_paths(cfg)
     if faults: raise ConfigError(faults)
-    cfg = resolve(cfg, time.localtime())
+    cfg = with_whole_paths(resolve(cfg, time.localtime()))
     run_dir = RunDir(Path(cfg.output_dir).absolute()/cfg.run_directory)
     check_marks(run_dir, cfg)
     check_steps(run_dir, cfg)
@@ -276,3 +286,38 @@ def recut(
         for source, target in zip(pool_files_of(old.dir), pool_files_of(files), strict=True): link(source, target)
     for source, target in taken_pairs(old, files): link(source, target)
     return new
+
+# %% ../../nbs/80_run/80_start.ipynb #dfad1908
+def with_choice(
+    cfg: CurateConfig,         # of a run
+    overrides: Sequence[str],  # words as typed, only `changed_input=` is taken
+) -> CurateConfig:             # with that choice
+    "What a run that goes on may be told anew."
+    words = [tidy_override(o) for o in without_token(overrides)]
+    others = [o for o in words if o.partition('=')[0] != 'changed_input']
+    faults = [f'{o} cannot be used with resume, which goes on with what the run was asked for; allowed is changed_input=' for o in others]
+    faults += check_overrides([o for o in words if o not in others])
+    if faults: raise ConfigError(faults)
+    new = replace(cfg, changed_input=compose_config(words).changed_input) if words else cfg
+    if faults := check_keys(new): raise ConfigError(faults)
+    return new
+
+def resume(
+    run_dir: str,                   # folder of a run, finished or not
+    overrides: Sequence[str] = (),  # none, or changed_input=keep
+) -> PlannedRun:                    # ready to be carried out: every stage that is not done yet
+    "Go on with a run by what it has written down."
+    before = open_run(run_dir)
+    files, words = before.dir, yaml.safe_load(before.dir.overrides_yaml.read_text(encoding='utf-8'))
+    cfg, is_cut, is_embedded = with_choice(before.cfg, overrides), words[:1] == ['select'], read_mark(files, 'embed') is not None
+    if is_cut and not is_embedded:
+        kept = [o for o in words[2:] if o.partition('=')[0] not in ('output_dir', 'run_directory')]
+        return recut(words[1], [*kept, f'output_dir={files.root.parent}', f'run_directory={files.root.name}'])
+    images = cfg.input_dir if cfg.dump_dataset or not is_embedded else str(files.root)
+    named: dict[str, Any] = {'embeddings': '', 'checkpoint': ''} if is_cut else {}
+    faults = check_paths(replace(cfg, input_dir=images, output_dir=str(files.root.parent), **named))
+    if faults: raise ConfigError(faults)
+    check_marks(files, cfg, STAGES[STAGES.index('select'):] if is_cut else STAGES)
+    check_steps(files, cfg)
+    if cfg == before.cfg: return before
+    return write_run(files, cfg, [*words, *overrides], files.hydra_yaml.read_text(encoding='utf-8'))

@@ -135,7 +135,7 @@ def read_facts(
             raise EmbeddingsError(f'{files.facts} has schema {facts["schema"]}, allowed is {SCHEMA}; install the '
                                   'version that wrote it')
         return {o: facts['weights'][o] for o in WEIGHTS}, tuple(PoolUpdate(**o) for o in facts['updates'])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EmbeddingsError(f'{files.facts} is damaged ({type(error).__name__}: {error}), needed is the file as it '
                               'was written; bring it back from a backup, or remove it: the members stay, their weights '
                               'are then unknown') from None

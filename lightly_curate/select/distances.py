@@ -6,16 +6,17 @@
 from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 import numpy as np
 from ..core.compiled import compiled, in_threads
 from ..core.errors import EmbeddingsError
 
 # %% auto #0
-__all__ = ['BLOCK_BYTES', 'ROUNDING', 'TINY', 'GROUP', 'TILE', 'FINE', 'MAX_BINS', 'AT_RISK', 'STRIP', 'squared_distance',
-           'squared_of_pairs', 'distances_of_pairs', 'measure', 'tile_shape', 'runs', 'squared_norms', 'centred',
-           'product_slack', 'Target', 'target_of', 'nearest', 'squared_to_chosen', 'nearest_at', 'nearest_other',
-           'PairHistogram', 'fine_bin_of', 'pair_histogram']
+__all__ = ['BLOCK_BYTES', 'ROUNDING', 'TINY', 'GROUP', 'TILE', 'NUMBERS_AT_ONCE', 'FINE', 'MAX_BINS', 'AT_RISK', 'STRIP',
+           'squared_distance', 'squared_of_pairs', 'distances_of_pairs', 'measure', 'tile_shape', 'runs',
+           'squared_norms', 'centred', 'product_slack', 'Target', 'target_of', 'nearest', 'squared_to_chosen',
+           'nearest_at', 'nearest_other', 'PairHistogram', 'fine_bin_of', 'pair_histogram']
 
 # %% ../../nbs/50_select/50_distances.ipynb #0ebf97bb
 @compiled
@@ -265,39 +266,53 @@ def _search_part(
     return rows, told
 
 # %% ../../nbs/50_select/50_distances.ipynb #85b00005
+NUMBERS_AT_ONCE = 2**24  # of `y` made ready at a time, 64 MB
+
 def _search(
     x: np.ndarray,             # (n, d) float32
     y: np.ndarray,             # (m, d) float32
     stops: np.ndarray,         # (s,) int64 ascending, the last is m
-    start: np.ndarray | None,  # (n,) float32 or None
-    own: np.ndarray | None,    # (n,) int64 or None
+    start: np.ndarray | None,  # (r,) float32 or None
+    own: np.ndarray | None,    # (r,) int64 or None
     block_bytes: int,          # scratch memory of a tile, bytes
     n_threads: int,            # -1: one for each core
-) -> tuple[np.ndarray, np.ndarray]: # (n,) int64 rows; (s, n) float32 distances at each stop
-    "Nearest row of `y` for each row of `x`, in threads."
+    rows: np.ndarray | None = None,          # (r,) int64 rows of `x`, None: all n
+    numbers_at_once: int = NUMBERS_AT_ONCE,  # of `y`
+) -> tuple[np.ndarray, np.ndarray]: # (r,) int64 rows of `y`; (s, r) float32 distances at each stop
+    "Nearest row of `y` for rows of `x`, in threads."
     x, y = np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(y, dtype=np.float32)
-    target = target_of(y, x)
     n_rows, n_columns = tile_shape(*TILE, block_bytes)
-    rows, told = np.empty(len(x), dtype=np.int64), np.empty((len(stops), len(x)), dtype=np.float32)
+    n = len(x) if rows is None else len(rows)
+    found, told = np.full(n, -1, dtype=np.int64), np.empty((len(stops), n), dtype=np.float32)
+    nearest_yet = np.full(n, np.inf, dtype=np.float32) if start is None else start.astype(np.float32)
 
-    def search(part: slice) -> None:
-        known, leave_out = (None if o is None else o[part] for o in (start, own))
-        rows[part], told[:, part] = _search_part(x[part], target, n_rows, stops, known, leave_out)
+    def search(part: slice, block: slice, target: Target) -> None:
+        is_here = (stops > block.start) & (stops <= block.stop)
+        here = np.union1d(stops[is_here], [block.stop]) - block.start
+        leave_out = None if own is None else own[part] - block.start
+        at, distances = _search_part(x[part] if rows is None else x[rows[part]], target, n_rows, here, nearest_yet[part], leave_out)
+        found[part] = np.where(at >= 0, at + block.start, found[part])
+        nearest_yet[part] = distances[-1]
+        told[is_here, part] = distances[:is_here.sum()]
 
-    in_threads(search, runs(len(x), n_columns), n_threads)
-    return rows, told
+    for block in runs(len(y), max(1, numbers_at_once//y.shape[1])):
+        in_threads(partial(search, block=block, target=target_of(y[block], x)), runs(n, n_columns), n_threads)
+    return found, told
 
 def nearest(
     x: np.ndarray,                   # (n, d) float32, finite
     y: np.ndarray,                   # (m, d) float32, finite, at least one row
     block_bytes: int = BLOCK_BYTES,  # scratch memory of a tile, one for each thread, bytes
     n_threads: int = -1,             # -1: one for each core
-) -> tuple[np.ndarray, np.ndarray]:  # (n,) int64 rows of `y`; (n,) float32 distances
+    *,
+    rows: np.ndarray | None = None,  # (r,) int64 rows of `x` to look at, None: all n
+    numbers_at_once: int = NUMBERS_AT_ONCE,  # of `y` made ready at a time; part of no answer
+) -> tuple[np.ndarray, np.ndarray]:  # (r,) int64 rows of `y`; (r,) float32 distances
     "The nearest row of `y` for each row of `x`; of equally near ones the lowest row."
     if len(y) == 0:
         raise EmbeddingsError('there are 0 rows to look for the nearest in, needed is at least 1')
-    rows, told = _search(x, y, np.array([len(y)]), None, None, block_bytes, n_threads)
-    return rows, told[0]
+    found, told = _search(x, y, np.array([len(y)]), None, None, block_bytes, n_threads, rows, numbers_at_once)
+    return found, told[0]
 
 # %% ../../nbs/50_select/50_distances.ipynb #0ec49c5e
 def squared_to_chosen(
@@ -317,6 +332,7 @@ def nearest_at(
     start: np.ndarray | None = None,  # (n,) float32 distances to what was chosen before `y`, None: nothing was
     block_bytes: int = BLOCK_BYTES,   # scratch memory of a tile, one for each thread, bytes
     n_threads: int = -1,              # -1: one for each core
+    numbers_at_once: int = NUMBERS_AT_ONCE,  # of `y` made ready at a time; part of no answer
 ) -> np.ndarray:                      # (s, n) float32
     "Distance of each row of `x` to the nearest of the first `stops[i]` rows of `y`, for each stop."
     stops = np.asarray(stops, dtype=np.int64)
@@ -324,7 +340,7 @@ def nearest_at(
         return np.empty((0, len(x)), dtype=np.float32)
     if stops[0] < 1 or stops[-1] > len(y) or (np.diff(stops) < 1).any():
         raise EmbeddingsError(f'stops are {stops.tolist()}, allowed are ascending numbers from 1 to {len(y)}, the rows')
-    return _search(x, y[:stops[-1]], stops, start, None, block_bytes, n_threads)[1]
+    return _search(x, y[:stops[-1]], stops, start, None, block_bytes, n_threads, None, numbers_at_once)[1]
 
 # %% ../../nbs/50_select/50_distances.ipynb #85b0000a
 def nearest_other(
@@ -332,11 +348,13 @@ def nearest_other(
     rows: np.ndarray,                # (r,) int64 rows to look at
     block_bytes: int = BLOCK_BYTES,  # scratch memory of a tile, one for each thread, bytes
     n_threads: int = -1,             # -1: one for each core
+    numbers_at_once: int = NUMBERS_AT_ONCE,  # of `x` made ready at a time; part of no answer
 ) -> tuple[np.ndarray, np.ndarray]:  # (r,) int64 rows of `x`; (r,) float32 distances
     "The nearest other row of `x` for some of its rows; of equally near ones the lowest."
+    rows = np.asarray(rows)
     if len(x) < 2:
         raise EmbeddingsError(f'there is no other row among {len(x)}, needed are at least 2')
-    found, told = _search(x[rows], x, np.array([len(x)]), None, np.asarray(rows), block_bytes, n_threads)
+    found, told = _search(x, x, np.array([len(x)]), None, rows, block_bytes, n_threads, rows, numbers_at_once)
     return found, told[0]
 
 # %% ../../nbs/50_select/50_distances.ipynb #85b0000d

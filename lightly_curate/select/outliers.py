@@ -5,6 +5,7 @@
 # %% ../../nbs/50_select/56_outliers.ipynb #ead775b0
 from __future__ import annotations
 import numpy as np
+from ..clean.duplicates import first_with_same_key, vector_keys
 from ..core.compiled import compiled, in_threads
 from ..core.errors import SelectionError
 from .coreset import check_embeddings
@@ -33,7 +34,8 @@ def reference_rows(
     seed: int = 1,                   # of the sample, where there are more
 ) -> np.ndarray:                     # (m,) int64 rows, ascending, no two equal
     "Different rows to compare with: all, or a sample."
-    rows = np.sort(np.unique(x, axis=0, return_index=True)[1])
+    first = first_with_same_key(vector_keys(x, np.arange(len(x))))
+    rows = np.flatnonzero(first == np.arange(len(x)))
     if len(rows) <= n_reference: return rows
     return np.sort(np.random.default_rng(seed).choice(rows, n_reference, replace=False))
 

@@ -18,7 +18,7 @@ from ..core.progress import Progress, logger
 from ..core.samples import STATUS, available, count_samples, make_samples, result_order, with_columns
 from ..data.scan import counted
 from ..embed.sequences import Sequences, make_sequences, mean_vectors
-from ..embed.vectors import Vectors
+from ..embed.vectors import Vectors, find_rows
 from .budget import SelectionCurve, curve_choices, selection_curve
 from .coreset import k_center, random_choice
 from .distances import nearest
@@ -111,7 +111,7 @@ def write_choice(
     samples = with_columns(samples, rows, selected=True, rank=np.arange(len(rows)), gap=gaps)
     others = np.setdiff1d(available(samples), rows)
     if not len(others): return samples
-    index, distance = nearest(vectors.of(others).emb, vectors.of(rows).emb)
+    index, distance = nearest(vectors.emb, vectors.of(rows).emb, rows=find_rows(vectors.rows, others))
     return with_columns(samples, others, nearest_selected=rows[index], nearest_distance=distance)
 
 # %% ../../nbs/50_select/58_select.ipynb #3492abcb
