@@ -37,10 +37,10 @@ __all__ = ['MOST_ASKED', 'GUESSED_SHARE', 'START_S', 'SCAN_S', 'READ_NUMBER_S', 
            'SHARED_PAIR_BYTES', 'FILES_OPEN', 'FILES_WORKER', 'MOST_S', 'MOST_SHARE', 'LEAST_S', 'READING', 'Amount',
            'drawn', 'frames_of', 'pixels_of', 'amount_of', 'size_of_given', 'n_chosen', 'Fetch', 'fetch_of',
            'planned_backbone', 'pictures_s', 'reading_seconds', 'choosing_seconds', 'stored_bytes', 'dumped_bytes',
-           'passing_bytes', 'firm_bytes', 'vector_bytes', 'Machine', 'this_machine', 'StagePlan', 'Plan', 'plan_stages',
-           'disk_words', 'memory_words', 'machine_faults', 'checked_plan', 'amount_words', 'stage_lines', 'limit_lines',
-           'plan_text', 'plan_line', 'trying_s', 'network_words', 'make_plan', 'rated_stages', 'with_given',
-           'refuse_faults']
+           'passing_bytes', 'gathered_bytes', 'firm_bytes', 'vector_bytes', 'Machine', 'this_machine', 'StagePlan',
+           'Plan', 'plan_stages', 'disk_words', 'memory_words', 'machine_faults', 'checked_plan', 'amount_words',
+           'stage_lines', 'limit_lines', 'plan_text', 'plan_line', 'trying_s', 'network_words', 'make_plan',
+           'rated_stages', 'with_given', 'refuse_faults']
 
 # %% ../../nbs/80_run/81_plan.ipynb #40774556
 MOST_ASKED = 64  # files whose header is looked at
@@ -303,6 +303,14 @@ WORKER_BYTES = 60_000_000                              # a process that decodes,
 TABLE_MEMORY = 500                                     # bytes of a row of the sample table, copies included
 ACTIVATIONS = 60                                       # numbers that a network holds for each of its input, about
 
+def gathered_bytes(
+    amount: Amount,      # what there is
+    cfg: CurateConfig,   # resolved configuration
+) -> float:              # bytes
+    "Vectors that the selection copies into memory: for two of the methods, and for what is left without the outliers."
+    n_copies = (cfg.method in ('typical', 'threshold_cover')) + (cfg.select.outlier_share > 0)
+    return 4.*amount.n_samples*amount.n_features*n_copies
+
 def firm_bytes(
     amount: Amount,      # what there is
     cfg: CurateConfig,   # resolved configuration
@@ -310,7 +318,8 @@ def firm_bytes(
     "Memory that each stage cannot do without."
     loader = cfg.lightly['loader']
     n_workers, batch, base = max(1, loader['num_workers']), loader['batch_size'], LIBRARY_BYTES + TABLE_MEMORY*amount.n_samples
-    if amount.n_given: return dict.fromkeys(STAGES, float(base))
+    gathered = gathered_bytes(amount, cfg)
+    if amount.n_given: return {**dict.fromkeys(STAGES, float(base)), 'select': base + gathered}
     each = WORKER_BYTES + PIXEL_BYTES*min(amount.most_pixels, BIG_PIXELS)
     decoding = n_workers*each + PIXEL_BYTES*max(0, amount.most_pixels - BIG_PIXELS)
     square = 3*amount.input_size**2
@@ -318,7 +327,7 @@ def firm_bytes(
     training = 16*amount.n_weights + 2*batch*square*4*ACTIVATIONS/4 + n_workers*TORCH_BYTES/2
     reads_frames = network + TORCH_BYTES if amount.n_videos and 'embed' in cfg.steps else 0.
     return {'scan': base, 'clean': base + decoding + reads_frames, 'train': base + TORCH_BYTES + max(decoding, training),
-            'embed': base + TORCH_BYTES + decoding + network, 'select': base + TORCH_BYTES, 'deliver': base + TORCH_BYTES,
+            'embed': base + TORCH_BYTES + decoding + network, 'select': base + TORCH_BYTES + gathered, 'deliver': base + TORCH_BYTES,
             'report': base + TORCH_BYTES}
 
 def vector_bytes(
