@@ -66,7 +66,7 @@ def main() -> None:
         return load_batches(samples, rows, args.data_dir, backbone.input_size, args.batch, n_cores, least_side=side)
     decoded = list(load())
     def network() -> None:
-        run = lambda batch: embed_batch(batch, backbone, module, torch.device('cpu'), False)  # noqa: E731
+        run = lambda batch: embed_batch(batch, backbone, module, torch.device('cpu'), None)  # noqa: E731
         with one_torch_thread():
             for _ in map_in_threads(run, decoded, n_cores): pass
     ways: dict[str, Callable[[], object]] = {
