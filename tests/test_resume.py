@@ -84,6 +84,7 @@ def test_stopped_and_gone_on_with(work, words, whole, number, place):
     assert results(run) == results(whole)
 
 
+@pytest.mark.slow
 def test_the_job_is_killed_and_the_last_line_goes_on(work, words, whole):
     run = RunDir(work/'out'/'job')
     process = start(*words, 'run_directory=job', cwd=work)
@@ -120,6 +121,7 @@ def test_a_second_one_is_refused_and_a_dead_one_is_taken_over(work, words, whole
     assert results(run) == results(whole)
 
 
+@pytest.mark.slow
 def test_a_lock_from_elsewhere_is_waited_for(work, whole):
     "Another machine or container cannot be asked; a lock that was not touched for a minute is dead."
     run = RunDir(work/'out'/'whole')
@@ -131,6 +133,7 @@ def test_a_lock_from_elsewhere_is_waited_for(work, whole):
     assert says(run, 'took over the lock of process 1 on elsewhere')
 
 
+@pytest.mark.slow
 def test_a_new_choice_is_gone_on_with(work, whole):
     "`select` makes a run as well."
     code, said = curate('select', whole.root, 'n_samples=5', 'run_directory=few', 'steps=[select]', cwd=work)

@@ -259,6 +259,7 @@ def test_unfinished_and_foreign_folders(tmp_path, media, copy):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_repeated_run_is_identical(finished, tmp_path):
     "The whole program, by the command line, from a run that was carried out without it."
     out = tmp_path/'deeper'/'again'
