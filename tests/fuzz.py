@@ -87,9 +87,12 @@ def video_parents(folder: Path) -> list[tuple[str, bytes]]:
 
 def checkpoint_parents() -> list[tuple[str, bytes]]:
     import torch
+    from lightly_curate.learn.backbone import backbone_entry, start_backbone
+    whole, _ = start_backbone('resnet-9', num_ftrs=8, width=.125, input_size=32, pre_trained=False)
+    loadable = {'state_dict': {f'model.backbone.{k}': o for k, o in whole.module.state_dict().items()}, 'backbone': backbone_entry(whole)}
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Linear(4, 2))
     made = []
-    for content in ({'state_dict': net.state_dict()}, {'epoch': 3, 'state_dict': net.state_dict(), 'hyper_parameters': {'a': [1, 2.5, 'x']}}):
+    for content in (loadable, loadable, {'state_dict': net.state_dict()}, {'epoch': 3, 'state_dict': net.state_dict(), 'hyper_parameters': {'a': [1, 2.5, 'x']}}):
         for is_zip in (True, False):
             file = io.BytesIO()
             torch.save(content, file, _use_new_zipfile_serialization=is_zip)

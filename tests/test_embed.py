@@ -60,7 +60,7 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "Where one block ends and the next begins does not show."
     x, filenames = numbers(50, 4), [f'{i}.jpg' for i in range(50)]
     write_embeddings(tmp_path/'one.csv', filenames, x, [0]*50)
-    monkeypatch.setattr('lightly_curate.embed.mapped.NUMBERS_AT_ONCE', 7)
+    monkeypatch.setattr('lightly_curate.core.limits.NUMBERS_AT_ONCE', 7)
     write_embeddings(tmp_path/'many.csv', filenames, x, [0]*50)
     assert (tmp_path/'one.csv').read_bytes() == (tmp_path/'many.csv').read_bytes()
 

@@ -500,6 +500,14 @@ def test_overwritten_often(zoo, tmp_path, name):
     for seed in range(4, 40): check_bent(path, tmp_path, seed)
 
 
+def test_holes_in_frames_that_stand_alone(zoo, tmp_path):
+    "What a decoder leaves unwritten is the same each time, however many threads look at frames."
+    path = zoo('d.avi', **{'n': 30, **DAMAGED['d.avi']})
+    bad = named(tmp_path, 'd.avi', bent(path.read_bytes(), np.random.default_rng(1), path.stat().st_size, False))
+    seen = {tuple(table_of(bad, 4).samples['content'].fillna('')) for _ in range(12)}
+    assert len(seen) == 1 and read(bad).reason
+
+
 @damaged
 def test_left_early(zoo, tmp_path, name):
     "Several threads are at work when the file is closed; FFmpeg's VP9 decoder waits for itself if it is emptied at the wrong moment."

@@ -6,15 +6,16 @@
 from __future__ import annotations
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 import psutil
 from .config import CurateConfig, nearest_existing
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['PROC_CGROUP', 'SYS_CGROUP', 'LIMIT_FILES', 'MARGIN_SHARE', 'LEAST_MARGIN', 'SHARED_MEMORY', 'group_folders',
-           'cgroup_memory', 'given_memory', 'memory_limit', 'own_memory', 'free_memory', 'free_disk',
-           'free_shared_memory', 'most_open_files']
+__all__ = ['PROC_CGROUP', 'SYS_CGROUP', 'LIMIT_FILES', 'MARGIN_SHARE', 'LEAST_MARGIN', 'SHARED_MEMORY', 'NUMBERS_AT_ONCE',
+           'group_folders', 'cgroup_memory', 'given_memory', 'memory_limit', 'own_memory', 'free_memory', 'free_disk',
+           'free_shared_memory', 'most_open_files', 'row_blocks']
 
 # %% ../../nbs/00_core/09_limits.ipynb #22a9d740
 PROC_CGROUP, SYS_CGROUP = Path('/proc/self/cgroup'), Path('/sys/fs/cgroup')
@@ -100,3 +101,14 @@ def most_open_files() -> int | None:  # files of one process, None where there i
     import resource
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
+
+# %% ../../nbs/00_core/09_limits.ipynb #ddad063e
+NUMBERS_AT_ONCE = 2**20  # in a block
+
+def row_blocks(
+    n: int,             # rows
+    d: int,             # numbers in a row
+) -> Iterator[slice]:   # of rows, one after the other
+    "Cut rows into blocks."
+    step = max(1, NUMBERS_AT_ONCE//max(1, d))
+    for start in range(0, n, step): yield slice(start, min(start + step, n))

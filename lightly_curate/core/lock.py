@@ -24,7 +24,7 @@ from .rundir import RunDir, replacing
 # %% auto #0
 __all__ = ['REFRESH_S', 'STALE_S', 'WHOLE_S', 'ENDING_S', 'LEFTOVER', 'HELD', 'born', 'read_line', 'this_place', 'Holder',
            'this_process', 'read_lock', 'age_s', 'to_wait_s', 'create', 'take_over', 'refusal', 'take',
-           'remove_leftovers', 'Keeper', 'write_lock', 'joined', 'held', 'note']
+           'remove_leftovers', 'Keeper', 'write_lock', 'join_lock', 'held', 'note']
 
 # %% ../../nbs/00_core/09_lock.ipynb #12bc6840
 def born(
@@ -249,7 +249,7 @@ def write_lock(
 # %% ../../nbs/00_core/09_lock.ipynb #a736defc
 HELD: dict[Path, str] = {}  # locks that this process holds, and their tokens
 
-def joined(
+def join_lock(
     path: Path,       # lock
     mine: Holder,     # the running process
 ) -> Holder | None:   # as it is written then; None: its holder is no ancestor of this process
@@ -275,7 +275,7 @@ def held(
     mine, is_new = this_process(), not run_dir.state.is_dir()
     try:
         run_dir.state.mkdir(parents=True, exist_ok=True)
-        together = joined(path, mine)
+        together = join_lock(path, mine)
         before = None if together else take(run_dir, mine)
         if together is None: remove_leftovers(run_dir.root)
     except OSError as error:

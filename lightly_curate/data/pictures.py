@@ -16,8 +16,8 @@ from .isolated import Gone, Values, alone, call, stream
 
 # %% auto #0
 __all__ = ['MOST_ASPECT', 'TELLERS', 'PIXEL_BYTES', 'SLACK_BYTES', 'SECONDS', 'square_pixels', 'kept_box', 'cached_size',
-           'shrink', 'decode_small', 'read_small', 'content', 'square', 'small', 'whole', 'size', 'several',
-           'picture_memory', 'in_worker', 'in_worker_each']
+           'shrink', 'decode_small', 'read_small', 'content', 'pixels_of', 'square', 'small', 'whole', 'size',
+           'several', 'picture_memory', 'in_worker', 'in_worker_each']
 
 # %% ../../nbs/10_data/12_pictures.ipynb #c0fd06ef
 def square_pixels(
@@ -106,6 +106,15 @@ def content(
         return {'reason': error.reason}
     return {'width': image.width, 'height': image.height, 'digest': content_hash(image)}
 
+def pixels_of(
+    read: Callable[[], Image.Image | np.ndarray],  # may raise `UnreadableImage`
+) -> Values:                                       # pixels (h, w, 3) uint8; or reason
+    "What reading a picture gives."
+    try:
+        return {'pixels': np.asarray(read())}
+    except UnreadableImage as error:
+        return {'reason': error.reason}
+
 def square(
     path: str,        # absolute
     max_pixels: int,  # larger pictures are refused, pixels
@@ -113,10 +122,7 @@ def square(
     least_side: int,  # pixels; above 0 a JPEG may be decoded at a part of its size, see `open_image`
 ) -> Values:          # pixels (s, s, 3) uint8; or reason
     "A picture as a model takes it."
-    try:
-        return {'pixels': square_pixels(read_rgb(Path(path), max_pixels, least_side), input_size)}
-    except UnreadableImage as error:
-        return {'reason': error.reason}
+    return pixels_of(lambda: square_pixels(read_rgb(Path(path), max_pixels, least_side), input_size))
 
 def small(
     path: str,        # absolute
@@ -124,10 +130,7 @@ def small(
     side: int,        # shorter side, pixels
 ) -> Values:          # pixels (h, w, 3) uint8; or reason
     "A picture as the training cache keeps it."
-    try:
-        return {'pixels': np.asarray(read_small(Path(path), side, max_pixels))}
-    except UnreadableImage as error:
-        return {'reason': error.reason}
+    return pixels_of(lambda: read_small(Path(path), side, max_pixels))
 
 # %% ../../nbs/10_data/12_pictures.ipynb #d445b115
 def whole(
@@ -136,10 +139,7 @@ def whole(
     least_side: int,  # pixels; above 0 a JPEG may be decoded at a part of its size, see `open_image`
 ) -> Values:          # pixels (h, w, 3) uint8; or reason
     "A picture in full."
-    try:
-        return {'pixels': np.asarray(read_rgb(Path(path), max_pixels, least_side))}
-    except UnreadableImage as error:
-        return {'reason': error.reason}
+    return pixels_of(lambda: read_rgb(Path(path), max_pixels, least_side))
 
 def size(
     path: str,        # absolute

@@ -18,7 +18,7 @@ from .isolated import Gone, call, stream
 from .pictures import SECONDS, picture_memory, shrink
 from .scan import counted
 from .video import (LOOK_AT_ALL, Frame, FrameScaler, Look, Pass, UnreadableVideo, VideoReader, Wanted,
-                                       expected_frames, find_frames, frame_hash, frame_image, stated_duration,
+                                       expected_frames, find_frames, frame_hash, frame_image, stands_alone, stated_duration,
                                        uniform_row_ratio, upright_size)
 
 # %% auto #0
@@ -54,7 +54,8 @@ def tell_video(
     with VideoReader(Path(path), n_threads, Look(**look), max_pixels) as reader:
         try:
             frames = islice(reader, n_known, None)
-            yield from map(tell, frames) if n_threads == 1 else map_in_threads(tell, frames, n_threads, n_ahead=2*n_threads)
+            if n_threads > 1 and not stands_alone(Path(path)): yield from map_in_threads(tell, frames, n_threads, n_ahead=2*n_threads)
+            for frame in frames: yield tell(frame)  # all of them, or none are left
             yield {'facts': reader.facts.to_json()}
         except UnreadableVideo as error:
             yield {'facts': {**UNREADABLE, 'reason': error.reason}}

@@ -34,9 +34,9 @@ __all__ = ['ISO_BOXES', 'PICTURE', 'LISTS', 'SEVERAL_THREADS', 'MOST_HELD', 'LOO
            'said_by', 'open_container', 'video_streams', 'first_video', 'Tally', 'video_packets', 'Queue', 'drained',
            'decode_pictures', 'Frame', 'upright_size', 'Look', 'Lookout', 'Watch', 'Pass', 'stated_duration',
            'stated_frames', 'reached', 'what_is_wrong', 'VideoFacts', 'facts_of', 'read_frames', 'VideoReader',
-           'expected_frames', 'frame_name', 'parse_frame_name', 'plane_rows', 'frame_hash', 'count_repeated',
-           'uniform_row_ratio', 'rgb_pixels', 'frame_image', 'FrameScaler', 'Wanted', 'read_through', 'proven_image',
-           'seek_through', 'is_wanted', 'find_frames']
+           'expected_frames', 'stands_alone', 'frame_name', 'parse_frame_name', 'plane_rows', 'frame_hash',
+           'count_repeated', 'uniform_row_ratio', 'rgb_pixels', 'frame_image', 'FrameScaler', 'Wanted', 'read_through',
+           'proven_image', 'seek_through', 'is_wanted', 'find_frames']
 
 # %% ../../nbs/10_data/15_video.ipynb #e10e950b
 ISO_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide')  # what a MOV or MP4 file begins with, ISO/IEC 14496-12
@@ -580,6 +580,19 @@ def expected_frames(
     end_s = n_frames/rate if look.end < 0 else min(look.end, n_frames/rate)
     n_inside = max(0, round((end_s - max(0., look.start))*rate))
     return min(n_inside, math.ceil(n_inside/rate*look.fps)) if look.fps > 0 else math.ceil(n_inside/look.stride)
+
+# %% ../../nbs/10_data/15_video.ipynb #f488e867
+def stands_alone(
+    path: Path,  # file
+) -> bool:       # False also when it cannot be opened
+    "Whether every frame of a video is coded by itself."
+    try:
+        one_pass = Pass(path, 1, MAX_IMAGE_PIXELS)
+    except UnreadableVideo:
+        return False
+    found = one_pass.stream.codec_context.codec.intra_only
+    one_pass.close()
+    return found
 
 # %% ../../nbs/10_data/15_video.ipynb #87d0bddb
 FRAME_NAME = re.compile(r'(?P<stem>.+)-(?P<index>\d+)-(?P<extension>[^-./]+)\.png', re.DOTALL)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from ..core.config import count_cores
 from ..core.errors import CurateError, InputError, OutputError, WeightsError
+from ..core.limits import row_blocks
 from ..core.parts import Arrays, Parts
 from ..core.progress import Progress, logger
 from ..core.samples import available, with_columns
@@ -24,7 +25,7 @@ from ..data.frames import VideoPass, VideosRead, finish, load_pixels
 from ..data.images import MAX_IMAGE_PIXELS
 from ..data.pictures import SECONDS
 from ..data.scan import counted
-from .vectors import Vectors, blocks_of
+from .vectors import Vectors
 from ..learn.backbone import BUILTIN_SHA256, Backbone, scale_pixels
 
 # %% auto #0
@@ -154,7 +155,7 @@ class Embedding:
         "What has been made, in the order of the rows. The array is moved together in its place, not copied: nothing can be added then."
         made = np.flatnonzero(self.is_made)
         if len(made) < len(self.rows):
-            for block in blocks_of(self.emb[:len(made)]): self.emb[block] = self.emb[made[block]]
+            for block in row_blocks(len(made), self.emb.shape[1]): self.emb[block] = self.emb[made[block]]
         return Vectors(self.emb[:len(made)], self.rows[made])
 
 # %% ../../nbs/40_embed/41_embed.ipynb #a7be4d8e
@@ -200,7 +201,7 @@ def embed(
     rows = available(samples)
     if not len(rows): raise InputError(f'none of the {len(samples)} samples is available for embedding: all are corrupt or duplicates')
     made, n_known, begun = Embedding(rows, backbone.n_features, parts), len(np.intersect1d(rows, known.rows)), time.perf_counter()
-    for block in blocks_of(known.emb): made.put(known.rows[block], known.emb[block])
+    for block in row_blocks(*known.emb.shape): made.put(known.rows[block], known.emb[block])
     left, n_asked = made.left(), len(rows) - n_known
     if n_asked: logger.info('embedding %s with %s', counted(n_asked, 'sample'), backbone_words(backbone))
     if len(left) < n_asked: logger.info('%s of them %s embedded before', f'{n_asked - len(left):,}', 'was' if n_asked - len(left) == 1 else 'were')

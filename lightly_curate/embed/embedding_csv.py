@@ -20,16 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from ..core.errors import EmbeddingsError
+from ..core.limits import row_blocks
 from ..core.progress import logger, safe_text
 from ..core.rundir import replacing
-from .mapped import joined, row_blocks
+from .mapped import joined
 
 # %% auto #0
 __all__ = ['PLAIN', 'MARKS', 'NUMBERED', 'MOST_COLUMNS', 'MOST_LETTERS', 'CSV_BYTES', 'ROWS_AT_ONCE', 'join_numbers', 'quote',
            'write_embeddings', 'missing_numbers', 'is_text', 'shown', 'embedding_columns', 'EmbeddingTable',
            'read_number', 'read_marks', 'cut_lines', 'read_lines', 'read_slowly', 'read_fast', 'check_table',
-           'read_embeddings', 'parquet_columns', 'holds', 'marks_of', 'read_small', 'parquet_blocks', 'read_parquet',
-           'read_npy']
+           'read_embeddings', 'parquet_columns', 'holds', 'marks_of', 'read_other_columns', 'parquet_blocks',
+           'read_parquet', 'read_npy']
 
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #6bfdac67
 PLAIN = (1e-3, 1e5)  # sizes between which numpy and Arrow write the same text, if there is a fraction
@@ -346,7 +347,7 @@ def marks_of(
 # %% ../../nbs/40_embed/42_embedding_csv.ipynb #4efbd21b
 ROWS_AT_ONCE = 2048  # of a Parquet file: with 512 columns a million numbers
 
-def read_small(
+def read_other_columns(
     file: pa.parquet.ParquetFile,  # open
     name: str,                     # of the file, for messages
 ) -> pa.Table:                     # filenames, marks and labels, as far as there are
@@ -390,7 +391,7 @@ def read_parquet(
     try:
         with pa.parquet.ParquetFile(path, pre_buffer=False) as file:
             columns = parquet_columns(file.schema_arrow, path.name)
-            found = read_small(file, path.name)
+            found = read_other_columns(file, path.name)
             filenames, blocks = found['filenames'].to_pylist(), parquet_blocks(file, columns, path.name)
             first = next(blocks, np.empty((0, len(columns)), dtype=np.float32))
             emb = joined(itertools.chain([first], blocks), first.shape[1], scratch)

@@ -9,22 +9,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 import numpy as np
+from ..core.limits import row_blocks
 from ..core.rundir import is_full, no_room, replacing
 
 # %% auto #0
-__all__ = ['NUMBERS_AT_ONCE', 'IN_MEMORY', 'row_blocks', 'blocks_at', 'on_disk', 'emptied', 'joined', 'write_npy']
+__all__ = ['IN_MEMORY', 'blocks_at', 'on_disk', 'emptied', 'joined', 'write_npy']
 
 # %% ../../nbs/40_embed/40_mapped.ipynb #3d31c61c
-NUMBERS_AT_ONCE = 2**20  # in a block
-
-def row_blocks(
-    n: int,             # rows
-    d: int,             # numbers in a row
-) -> Iterator[slice]:   # of rows, one after the other
-    "Cut rows into blocks."
-    step = max(1, NUMBERS_AT_ONCE//max(1, d))
-    for start in range(0, n, step): yield slice(start, min(start + step, n))
-
 def blocks_at(
     x: np.ndarray,        # (n, d) float32
     places: np.ndarray,   # (m,) int64 rows of `x`, in the order wanted

@@ -4,30 +4,21 @@
 
 # %% ../../nbs/40_embed/40_vectors.ipynb #5ed484ec
 from __future__ import annotations
-from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
 from ..core.errors import EmbeddingsError
+from ..core.limits import row_blocks
 
 # %% auto #0
-__all__ = ['BLOCK_NUMBERS', 'blocks_of', 'normalize', 'find_rows', 'Vectors']
+__all__ = ['normalize', 'find_rows', 'Vectors']
 
 # %% ../../nbs/40_embed/40_vectors.ipynb #ecb331ed
-BLOCK_NUMBERS = 1 << 20  # of an array that are worked on at a time: 8 MB in float64
-
-def blocks_of(
-    x: np.ndarray,         # (n, d)
-) -> Iterator[slice]:      # of rows, one after the other
-    "Divide an array into pieces of whole rows."
-    step = max(1, BLOCK_NUMBERS//max(1, x.shape[1]))
-    for start in range(0, len(x), step): yield slice(start, min(start + step, len(x)))
-
 def normalize(
     x: np.ndarray,   # (n, d) float32 embeddings, finite
 ) -> np.ndarray:     # (n, d) float32, each row of length 1; rows of zeros stay zeros
     "Scale every row to unit length."
     unit = np.empty(x.shape, dtype=np.float32)
-    for block in blocks_of(x):
+    for block in row_blocks(*x.shape):
         part = np.asarray(x[block])
         length = np.sqrt(np.einsum('nd,nd->n', part, part, dtype=np.float64))
         length[length == 0] = 1
@@ -66,7 +57,7 @@ class Vectors:
         if len(np.unique(self.rows)) != len(self.rows):
             raise EmbeddingsError('a row has more than one embedding, allowed is one for each row')
         bad = np.concatenate([np.empty(0, dtype=np.int64)]
-                             + [o.start + np.flatnonzero(~np.isfinite(self.emb[o]).all(axis=1)) for o in blocks_of(self.emb)])
+                             + [o.start + np.flatnonzero(~np.isfinite(self.emb[o]).all(axis=1)) for o in row_blocks(*self.emb.shape)])
         if len(bad):
             raise EmbeddingsError(f'the embedding of row {self.rows[bad[0]]} has a value that is not finite ({len(bad)} '
                                   f'of {len(self.rows)} rows have one); leave the sample out or mend the embedding')

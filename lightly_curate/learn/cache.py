@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from ..core.config import nearest_existing
 from ..core.errors import InputError, OutputError
+from ..core.limits import free_disk
 from ..core.parts import Parts
 from ..core.progress import logger, track
 from ..core.rundir import replacing
@@ -80,7 +79,7 @@ def check_space(
     side: int,     # shorter side of a cached picture, pixels
 ) -> None:
     "Refuse a cache that the disk cannot hold."
-    free = int(shutil.disk_usage(nearest_existing(folder)).free*(1 - FREE_SHARE))
+    free = int(free_disk(folder)*(1 - FREE_SHARE))
     if n_bytes > free: raise no_space(n_bytes, free, side)
 
 def no_space(
@@ -186,7 +185,7 @@ def unless_full(
         yield
     except OSError as error:
         remove_cache(folder)
-        raise no_space(n_bytes, shutil.disk_usage(nearest_existing(folder)).free, side) from error
+        raise no_space(n_bytes, free_disk(folder), side) from error
 
 def small_pictures(
     samples: pd.DataFrame,  # sample table

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from ..core.limits import free_shared_memory
 from ..core.config import MAX_INPUT_SIZE, MIN_INPUT_SIZE, is_whole, unless
 from ..core.errors import ConfigError, InputError
 from ..core.training_keys import group_faults
@@ -27,11 +27,11 @@ from ..data.images import MAX_IMAGE_PIXELS, UnreadableImage, read_rgb
 from .networks import IMAGENET_MEAN, IMAGENET_STD
 
 # %% auto #0
-__all__ = ['SHARED_MEMORY', 'N_PREFETCHED', 'CHANCES', 'BLUR_PASSES', 'Pictures', 'UnreadablePicture', 'FilePictures',
-           'file_pictures', 'check_collate', 'make_transform', 'item_seed', 'seed_all', 'seeded_all', 'ViewDataset',
-           'EpochSampler', 'n_bytes_of', 'free_shared_memory', 'needs_pipe', 'stack_arrays', 'as_tensors', 'ViewLoader',
-           'make_loader', 'draw_jitter', 'draw_angle', 'draw_chances', 'grey_of', 'turn_hue', 'jitter_colours',
-           'box_radius', 'blur', 'rotate', 'Crops', 'DeviceViews']
+__all__ = ['N_PREFETCHED', 'CHANCES', 'BLUR_PASSES', 'Pictures', 'UnreadablePicture', 'FilePictures', 'file_pictures',
+           'check_collate', 'make_transform', 'item_seed', 'seed_all', 'seeded_all', 'ViewDataset', 'EpochSampler',
+           'n_bytes_of', 'needs_pipe', 'stack_arrays', 'as_tensors', 'ViewLoader', 'make_loader', 'draw_jitter',
+           'draw_angle', 'draw_chances', 'grey_of', 'turn_hue', 'jitter_colours', 'box_radius', 'blur', 'rotate',
+           'Crops', 'DeviceViews']
 
 # %% ../../nbs/30_learn/34_views.ipynb #2fd0aae2
 class Pictures(Protocol):
@@ -200,18 +200,13 @@ class EpochSampler(Sampler):
         for i in self.order()[self.rank::self.world_size]: yield self.epoch, int(i)
 
 # %% ../../nbs/30_learn/34_views.ipynb #be72669f
-SHARED_MEMORY = Path('/dev/shm')  # where Linux keeps it; other systems have no such limit
-N_PREFETCHED = 2                  # batches a worker makes ahead, torch's default
+N_PREFETCHED = 2  # batches a worker makes ahead, torch's default
 
 def n_bytes_of(
     item: Any,  # nested lists or tuples of tensors
 ) -> int:       # bytes
     "Size of an item."
     return item.numel()*item.element_size() if isinstance(item, torch.Tensor) else sum(n_bytes_of(o) for o in item)
-
-def free_shared_memory() -> int | None:  # bytes, None where there is no limit
-    "What is left for batches on their way."
-    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 def needs_pipe(
     n_bytes: int,      # of a batch

@@ -39,8 +39,8 @@ from .typeset import set_document, set_html, set_text, set_verbatim
 __all__ = ['UNITS', 'FORMULA_SIZE', 'FORMS', 'STANDARDS', 'FONTS', 'STYLE', 'Picture', 'read_picture', 'read_svg', 'find_picture',
            'decode', 'Formula', 'draw_formula', 'Desk', 'media_of', 'set_result', 'set_figure', 'set_program_text',
            'strip_dollars', 'set_outputs', 'compile_pdf', 'make_pdf', 'explain_refusal', 'TypstExporter', 'set_source',
-           'check_notebook', 'texts_of', 'read_head', 'attach', 'find_culprit', 'read_notebook', 'render_pdf', 'embed',
-           'to_address', 'mark_numbers', 'markdown_filter', 'render_html']
+           'check_notebook', 'texts_of', 'read_head', 'attach', 'find_culprit', 'read_notebook', 'to_pdf', 'render_pdf',
+           'embed', 'to_address', 'mark_numbers', 'markdown_filter', 'to_html', 'render_html']
 
 # %% ../../nbs/70_report/75_render.ipynb #cbdf0bce
 UNITS = {'': .75, 'px': .75, 'pt': 1., 'in': 72., 'cm': 72/2.54, 'mm': 72/25.4, 'pc': 12.}  # points
@@ -479,16 +479,24 @@ def read_notebook(
     check_notebook(nb)
     return nb
 
+def to_pdf(
+    notebook: Path,                   # executed notebook
+    attachments: Iterable[Path] = (), # files to carry inside the PDF
+    date: str = '',                   # of what it tells, ISO 8601, '': not known
+) -> bytes:                           # of the file
+    "A notebook without its code as PDF."
+    exporter = TypstExporter(exclude_input=True, exclude_input_prompt=True, date=date, attachments=[str(o) for o in attachments])
+    about = {'metadata': {'name': notebook.stem, 'path': str(notebook.parent)}}
+    return exporter.from_notebook_node(read_notebook(notebook), about)[0]
+
 def render_pdf(
     notebook: Path,                   # executed notebook
     pdf: Path,                        # file to write
-    attachments: Iterable[Path] = (), # files to carry inside the PDF
-    date: str = '',                   # of what it tells, ISO 8601, '': not known
+    attachments: Iterable[Path] = (), # as in `to_pdf`
+    date: str = '',                   # likewise
 ) -> None:
     "Write a notebook without its code as a PDF."
-    exporter = TypstExporter(exclude_input=True, exclude_input_prompt=True, date=date, attachments=[str(o) for o in attachments])
-    about = {'metadata': {'name': notebook.stem, 'path': str(notebook.parent)}}
-    data, _ = exporter.from_notebook_node(read_notebook(notebook), about)
+    data = to_pdf(notebook, attachments, date)
     with replacing(pdf) as temporary: temporary.write_bytes(data)
 
 # %% ../../nbs/70_report/75_render.ipynb #8ea70476
@@ -582,11 +590,10 @@ def markdown_filter(
     return embed(markdown_to_html(source), home, context.get('cell', {}).get('attachments', {}))
 
 # %% ../../nbs/70_report/75_render.ipynb #577a0830
-def render_html(
+def to_html(
     notebook: Path,  # executed notebook
-    html: Path,      # file to write
-) -> None:
-    "Write a notebook without its code as one HTML file."
+) -> str:            # a page that needs no other file
+    "A notebook without its code as HTML."
     nb = read_notebook(notebook)
     config = Config({'NbConvertBase': {'display_data_priority': list(FORMS)}})
     options = {'exclude_input': True, 'exclude_input_prompt': True, 'exclude_output_prompt': True}
@@ -602,4 +609,12 @@ def render_html(
     page = f'<!DOCTYPE html>\n<html lang="{escape(head.language)}"><head><meta charset="utf-8">\n'
     page += f'<title>{escape(head.title)}</title>\n<meta name="viewport" content="width=device-width">'
     page += f'<style>{STYLE}</style></head>\n<body>\n{soup}\n</body></html>\n'
-    with replacing(html) as temporary: temporary.write_text(SURROGATE.sub('\ufffd', page), encoding='utf-8')
+    return SURROGATE.sub('\ufffd', page)
+
+def render_html(
+    notebook: Path,  # executed notebook
+    html: Path,      # file to write
+) -> None:
+    "Write a notebook without its code as one HTML file."
+    page = to_html(notebook)
+    with replacing(html) as temporary: temporary.write_text(page, encoding='utf-8')

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from ..core import errors
 from ..core.errors import CurateError
-from ..core.rundir import RunDir
+from ..core.rundir import RunDir, is_full, no_room
 
 # %% auto #0
 __all__ = ['JOBS', 'DISK_FAULTS', 'NOT_FOR_JOBS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error',
@@ -111,6 +111,10 @@ def execute(
     except KeyboardInterrupt:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # what the abandoned cell has to say would be the last line of a stop
         raise
+    except OSError as error:
+        if not is_full(error, record.parent): raise
+        record.unlink(missing_ok=True)
+        raise no_room(record, 0, 0) from error
     except DeadKernelError:
         raise CurateError('the job was ended by the system, most often because memory ran out; give the container more '
                           'memory or lower lightly.loader.batch_size, memory_requirement_in_GB or max_image_pixels, '

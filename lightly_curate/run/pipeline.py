@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,7 +134,7 @@ def remove_passing(
 ) -> None:
     "Remove what was of use only until a stage had finished."
     for folder in map(run.dir.parts, PARTS_OF.get(stage, ())):
-        shutil.rmtree(folder, ignore_errors=True)
+        Parts(folder, None).remove()
         if folder.parent.is_dir() and not any(folder.parent.iterdir()): folder.parent.rmdir()
     if stage == 'embed':
         for path in (run.dir.state_frames, run.dir.state_frame_rows): path.unlink(missing_ok=True)
@@ -820,13 +819,14 @@ def render_run(
     kernel_log: Path | None = None,   # what its kernel writes, None: nowhere
 ) -> None:
     "Make report.pdf and report.html, in place of earlier ones when both are whole."
-    from lightly_curate.report.render import render_html, render_pdf
+    from lightly_curate.report.render import to_html, to_pdf
     started_at = check_rendered_from(run_dir)['job']['started_at']
     with held(run_dir):
         execute(job_path('report'), record, {'run_dir': str(run_dir.root)}, kernel_log)
+        page, data = to_html(record), to_pdf(record, [run_dir.report_json], started_at)
         with replacing(run_dir.report_html) as html, replacing(run_dir.report_pdf) as pdf:
-            render_html(record, html)
-            render_pdf(record, pdf, attachments=[run_dir.report_json], date=started_at)
+            html.write_text(page, encoding='utf-8')
+            pdf.write_bytes(data)
         tell_again(run_dir, [run_dir.report_html, run_dir.report_pdf])
 
 def render(
@@ -962,8 +962,9 @@ def curate(
         if left & {'clean', 'train', 'embed'} and not run.cfg.embeddings and is_done(run, 'scan'): look_again(run)
         pool = open_pool(run) if left & {'train', 'embed', 'select'} else None  # what is wrong with it is told at once
         if left & {'train', 'embed'} and not run.cfg.embeddings: try_weights(run, pool)
+        planned = next(o for o in todo if o != 'scan')
         for stage in todo:
-            if left and stage == next(o for o in todo if o != 'scan'): tell_plan(run)
+            if left and stage == planned: tell_plan(run)
             run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
         if not run.dir.manifest_json.is_file(): write_manifest(run)

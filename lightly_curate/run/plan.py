@@ -294,7 +294,9 @@ def passing_bytes(
     side = cache_side(cfg.train.cache_side, max(1, amount.input_size), cfg.lightly['collate']['min_scale'])
     across = round(math.sqrt((amount.pixels or 1920*1080)*4/3))
     cached = 3*math.prod(cached_size(across, round(across*3/4), side))*1.2
-    return {'clean': 2*amount.n_frames*(4*d + FRAME_BYTES) + amount.n_images*150, 'embed': n*(4*d + 8),
+    vectors = 4*n*d  # in a file without a name, as they are read or scaled
+    return {'scan': vectors if amount.n_given else 0, **dict.fromkeys(('select', 'deliver', 'report'), vectors),
+            'clean': 2*amount.n_frames*(4*d + FRAME_BYTES) + amount.n_images*150, 'embed': n*(4*d + 8),
             'train': (n*cached if cfg.train.cache else 0) + 12*amount.n_weights if is_trained(cfg) else 0}
 
 # %% ../../nbs/80_run/81_plan.ipynb #a0d4c55d
