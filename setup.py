@@ -28,7 +28,7 @@ setup(
                  'Programming Language :: Python :: 3 :: Only', 'Operating System :: POSIX'],
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
-    extras_require={o: lines(f'{o}_requirements') for o in ('dev', 'timm', 'tensorboard')},
+    extras_require={o: lines(f'{o}_requirements') for o in ('dev', 'timm', 'tensorboard', 'ray', 's3', 'gcs', 'azure')},
     # The job notebooks in nbs/jobs are shipped as the package lightly_curate.jobs: one source, no copy.
     packages=[*find_packages(include=['lightly_curate', 'lightly_curate.*']), 'lightly_curate.jobs'],
     package_dir={'lightly_curate.jobs': 'nbs/jobs'},

@@ -12,7 +12,7 @@ from lightly_curate.report.report import REPORT_SCHEMA
 from lightly_curate.select.budget import SelectionCurve
 from test_flow import DOCUMENTED
 
-PAGES = ('structure_your_input', 'output_files', 'keys', 'choosing_how_many', 'troubleshooting', 'coming_from')
+PAGES = ('structure_your_input', 'output_files', 'keys', 'choosing_how_many', 'scaling', 'troubleshooting', 'coming_from')
 
 
 def page(root: Path, name: str) -> str:

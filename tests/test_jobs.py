@@ -29,6 +29,21 @@ def test_papermill_sees_every_parameter(root, job):
     assert list(inspect_notebook(str(path))) == [o.partition(':')[0] for o in cell.source.splitlines()]
 
 
+STARTS = """
+import sys
+from lightly_curate.run.jobs import check_parameters, job_path
+check_parameters(job_path('curate'), {'run_dir': ''})
+print(sorted({'rfc3987_syntax', 'boto3', 'botocore', 'gcsfs', 'github', 'pyarrow', 'pandas', 'torch'} & set(sys.modules)))
+import pyarrow
+"""
+
+
+def test_starting_a_job_loads_nothing_in_vain():
+    "Seconds of every run; what was left out can be imported afterwards."
+    answer = subprocess.run([sys.executable, '-c', STARTS], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout.strip()) == (0, '[]'), answer.stderr
+
+
 def test_embed_then_select_then_report_by_hand(root, sample_folder, tmp_path):
     answer = papermill(root, 'embed', tmp_path, input_dir=sample_folder, output_dir='out', run_directory='r')
     assert answer.returncode == 0, answer.stderr

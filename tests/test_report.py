@@ -92,12 +92,13 @@ def make_report(run_dir, samples, vectors, input_dir, max_pairs=10**9, n_example
     assert len(drawn) == len(made.plots) == n_most - max(0, n_examples) + sum(o['plot'] is not None for o in made.examples)
     job = {'command': 'lightly-curate input_dir=images stopping_condition.n_samples=0.3', 'source': source,
         'started_at': '2026-07-01 12:00:00', 'finished_at': '2026-07-01 12:02:10', 'duration_s': 130.25,
-        'seconds': {'scan': .25, 'embed': 101.5}, 'bottleneck': find_bottleneck({'scan': .25, 'embed': 101.5}), 'machine': describe_machine(), 'versions': installed_versions(),
+        'seconds': {'scan': .25, 'embed': 101.5}, 'bottleneck': find_bottleneck({'scan': .25, 'embed': 101.5}),
+        'embedding': {'n_images': 40, 'seconds': 99.5, 'efficiency': .6, 'busy': {'decode': .931, 'network': .552, 'write': .01}, 'bottleneck': 'decode'}, 'machine': describe_machine(), 'versions': installed_versions(),
         'config': {'token': 'secret', 'method': 'coreset', 'lightly': {'seed': 1},
                    'corruptness_check': {'corruption_threshold': .1}}}
     n_selected, n_features = int(samples['selected'].sum()), vectors.emb.shape[1]
     asked = {'n_samples': .3, 'min_distance': -1., 'coverage_distance': -1.}
-    stopping = {'method': method, 'asked': asked, 'outlier_share': 0., 'n_samples': n_selected, 'ended_by': ended_by}
+    stopping = {'method': method, 'asked': asked, 'outlier_share': 0., 'n_samples': n_selected, 'ended_by': ended_by, 'engine': 'local', 'two_rounds': False}
     n_pool = 0 if pool is None else len(pool)
     datapool = {'name': 'roads', 'members_before': n_pool, 'new': n_selected, 'members_after': n_pool + n_selected,
                 'members_in_input': 0, 'excluded': 0, 'count_members': False, 'keep_history': True}
@@ -228,6 +229,7 @@ def assert_known(report, text, constants):
     "Every number in a text is in the report, rounded as it is printed, or one of some constants."
     times = [spoken(o) for o in (report['job']['duration_s'], *report['job']['seconds'].values())]
     percents = [100*o for o in (*report['shares'].values(), report['job']['bottleneck']['share']) if o is not None]
+    percents += [100*o for o in (report['job']['embedding'] or {'busy': {}})['busy'].values() if o is not None]
     estimates = [float(f'{x:.2g}') for o in report['savings'] for x in (o['usd'], o['kg_co2'])]
     constants = [*constants, 10, 90, 99]  # percentiles
     if report['training'] is not None:
@@ -451,7 +453,7 @@ def test_old_report_and_old_figures(finished, tmp_path, monkeypatch):
     shutil.copytree(run_dir.root, tmp_path/'run')
     old = RunDir(tmp_path/'run')
     old.report_json.write_text(json.dumps({**report, 'schema_version': '1.3'}))
-    with pytest.raises(ReportError, match='schema version 1.3, this program reads 1.4; run the report step again'):
+    with pytest.raises(ReportError, match='schema version 1.3, this program reads 1.5; run the report step again'):
         read_report(old.report_json)
     for name in ('training_loss', 'video_sampling_timeline', 'contact_sheet', 'duplicate_groups'): old.plot(name).write_bytes(b'of an earlier run')
     monkeypatch.setattr(report_module, 'umap_layout', no_umap)
@@ -611,7 +613,7 @@ def test_time_of_the_layouts():
 
 
 def test_the_published_schemas_are_those_in_use():
-    "nbs/report-1.4.schema.json, nbs/compare-1.0.schema.json and nbs/manifest-1.0.schema.json, made by tools/make_schema.py; no older ones beside them."
+    "nbs/report-1.5.schema.json, nbs/compare-1.0.schema.json and nbs/manifest-1.0.schema.json, made by tools/make_schema.py; no older ones beside them."
     import make_schema
     for path, schema in make_schema.SCHEMAS.items():
         assert path.read_text(encoding='utf-8') == make_schema.schema_text(schema), 'run: python tools/make_schema.py'

@@ -6,14 +6,16 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 import numba
+from numba.core.dispatcher import Dispatcher
 from threadpoolctl import threadpool_limits
 from .config import count_cores
 
 # %% auto #0
-__all__ = ['Loop', 'REGROUPED', 'Share', 'Part', 'Result', 'compiled', 'compiled_loosely', 'sharing', 'in_threads']
+__all__ = ['Loop', 'REGROUPED', 'Share', 'Part', 'Result', 'compiled', 'compiled_loosely', 'keep_compiled', 'sharing',
+           'in_threads']
 
 # %% ../../nbs/00_core/06_compiled.ipynb #fe9f1dde
 Loop = TypeVar('Loop', bound=Callable[..., Any])
@@ -37,6 +39,15 @@ def compiled_loosely(
 ) -> Loop:           # the same function as machine code
     "Compile a function whose sums may be regrouped: several times as fast, and rounded a little differently."
     return _compile(function, fastmath=REGROUPED)  # type: ignore[no-any-return]
+
+# %% ../../nbs/00_core/06_compiled.ipynb #c02b05e8
+def keep_compiled(
+    functions: Iterable[object],  # compiled by numba without a cache
+) -> None:
+    "Keep the machine code of functions on disk from now on, if there is a place for it."
+    for function in functions:
+        if not isinstance(function, Dispatcher): continue
+        with suppress(RuntimeError): function.enable_caching()  # no folder to keep the machine code in
 
 # %% ../../nbs/00_core/06_compiled.ipynb #e102a013
 Share = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]

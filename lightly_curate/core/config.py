@@ -5,6 +5,7 @@
 # %% ../../nbs/00_core/01_config.ipynb #c798ad06
 from __future__ import annotations
 import difflib
+import glob
 import importlib.util
 import os
 import re
@@ -18,18 +19,20 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['LIGHTLY_DEFAULTS', 'OURS_NOT_LIGHTLYS', 'HELP', 'THOUSANDS', 'QUOTED', 'HYDRA_QUOTED', 'PLAIN', 'TOKEN',
-           'TOKEN_IN_GROUP', 'NUMBERS', 'N_SAMPLES_WORDS', 'LATER', 'STEPS', 'METHODS', 'CHANGED_INPUT',
-           'IMAGE_FORMATS', 'EMBEDDING_FORMATS', 'EXCLUDE_FORMATS', 'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS',
-           'MODEL_FAMILIES', 'RECIPES', 'LOGGERS', 'MOST_NAME_BYTES', 'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME',
-           'ACTING', 'NEVER_ACTING', 'option', 'StoppingCondition', 'SelectOptions', 'TrainOptions', 'VideoOptions',
-           'CorruptnessCheck', 'Datapool', 'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig',
-           'leaves', 'option_lines', 'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token',
-           'nearest_keys', 'type_words', 'fits', 'check_override', 'check_value', 'check_group', 'check_overrides',
-           'one_of', 'unless', 'is_whole', 'distance_faults', 'selection_faults', 'video_faults', 'sequence_faults',
-           'is_plain_name', 'datapool_faults', 'limit_faults', 'image_faults', 'is_trained', 'step_faults',
-           'names_network', 'lightly_faults', 'check_config', 'is_folder', 'is_file', 'nearest_existing', 'given_files',
-           'check_paths', 'register', 'to_config', 'compose_config', 'count_cores', 'resolve', 'is_acting', 'is_set',
-           'notices', 'config_yaml', 'parse_config']
+           'NOT_FOR_OTHERS', 'TOKEN_IN_GROUP', 'NUMBERS', 'N_SAMPLES_WORDS', 'LATER', 'ADDRESSES', 'PACKED',
+           'ALLOWED_INPUT', 'STEPS', 'METHODS', 'CHANGED_INPUT', 'ENGINES', 'IMAGE_FORMATS', 'EMBEDDING_FORMATS',
+           'EXCLUDE_FORMATS', 'MAX_INPUT_SIZE', 'MIN_INPUT_SIZE', 'MODELS', 'MODEL_FAMILIES', 'RECIPES', 'LOGGERS',
+           'MOST_NAME_BYTES', 'MAX_OUTPUT_SIZE', 'PRECISIONS', 'CONFIG_NAME', 'ACTING', 'NEVER_ACTING', 'option',
+           'StoppingCondition', 'SelectOptions', 'TrainOptions', 'VideoOptions', 'CorruptnessCheck', 'Datapool',
+           'PerTask', 'Savings', 'lightly_yaml', 'lightly_defaults', 'CurateConfig', 'leaves', 'option_lines',
+           'lightly_lines', 'help_text', 'text_keys', 'tidy_override', 'without_token', 'nearest_keys', 'type_words',
+           'fits', 'check_override', 'check_value', 'check_group', 'check_overrides', 'is_address', 'whole_input',
+           'input_faults', 'one_of', 'unless', 'is_whole', 'distance_faults', 'two_round_faults', 'selection_faults',
+           'video_faults', 'sequence_faults', 'is_plain_name', 'datapool_faults', 'limit_faults', 'engine_faults',
+           'image_faults', 'is_trained', 'step_faults', 'names_network', 'lightly_faults', 'check_config', 'is_folder',
+           'is_file', 'is_folder_input', 'missing_input', 'nearest_existing', 'given_files', 'check_paths', 'register',
+           'to_config', 'compose_config', 'count_cores', 'resolve', 'is_acting', 'is_set', 'notices', 'config_yaml',
+           'parse_config']
 
 # %% ../../nbs/00_core/01_config.ipynb #29bf9782
 def option(
@@ -52,6 +55,7 @@ class StoppingCondition:
 class SelectOptions:
     "What the choice leaves out of account."
     outlier_share: float = option(0., 'share of the samples, the outermost, that is not selected from; 0. means none')
+    two_round_shards: int = option(0, 'choose by coreset from so many shards first and from their choices then; 0: exactly, -1: as many as balance that')
 
 @dataclass
 class TrainOptions:
@@ -129,7 +133,7 @@ def lightly_defaults() -> dict[str, Any]:  # nested keys and values, without `hy
 @dataclass
 class CurateConfig:
     "Everything a user can ask of a run."
-    input_dir: str = option('/home/input_dir', 'folder that holds the images and videos, only read')
+    input_dir: str = option('/home/input_dir', 'folder, address (s3://...) or archives (.tar .zip .parquet) of the images and videos, only read')
     shared_dir: str = option('/home/shared_dir', 'folder that holds checkpoints and embeddings')
     output_dir: str = option('/home/output_dir', 'folder that receives one folder for each run')
     run_directory: str = option('', 'name of the run below output_dir, default: YYYY-MM-DD/HH-MM-SS')
@@ -141,6 +145,8 @@ class CurateConfig:
     max_image_pixels: int = option(178_956_970, 'larger images are not decoded and count as corrupt')
     max_seconds_per_file: float = option(60., 'a file whose decoder gives nothing for so long is given up and counts as corrupt')
     changed_input: str = option('stop', "when going on and input_dir has changed: 'stop', or 'keep' to what was found first")
+    decode_at_part: bool = option(True, 'decode JPEGs at a half, quarter or eighth of their size to embed them, where vectors stay as good as the same')
+    keep_input: bool = option(False, 'keep what was fetched or unpacked from an input_dir that is no folder when the run has ended')
     remove_exact_duplicates: bool = option(True, 'leave out images whose pixels equal those of an earlier one')
     video: VideoOptions = field(default_factory=VideoOptions)
     selected_sequence_length: int = option(1, 'select whole sequences of so many neighbouring frames, 1 means single frames')
@@ -165,6 +171,9 @@ class CurateConfig:
     n_example_images: int = option(6, 'retained/removed pairs to show in the report, an even number')
     memory_requirement_in_GB: float = option(2, 'most memory for the distances of the statistics, in GB')
     memory_limit_in_GB: float = option(-1., 'most memory for the whole run, in GB, -1. means what the machine or container gives')
+    engine: str = option('local', "who embeds: 'local', 'torchrun' (several processes, GPUs or machines) or 'ray' (a cluster)")
+    engine_workers: int = option(-1, 'processes of the engine, -1 means one for each GPU, else one for each core')
+    ray_address: str = option('', "cluster for engine=ray: 'auto' or its address, default: one that is started on this machine")
     savings: Savings = field(default_factory=Savings)
     lightly: dict[str, Any] = field(default_factory=lightly_defaults)
 
@@ -272,6 +281,7 @@ def tidy_override(
 
 # %% ../../nbs/00_core/01_config.ipynb #e8cc43c3
 TOKEN = re.compile(r'(?:[^\w/\\]*|\W*[\w.]*[._](?=token\s*=))token\b(.*)', re.IGNORECASE | re.DOTALL)
+NOT_FOR_OTHERS = ('LIGHTLY_TOKEN',)  # of the environment: no process that is started here needs it
 TOKEN_IN_GROUP = re.compile(r'[^={]*=?\s*\{.*\btoken\b[\s\'"]*:', re.IGNORECASE | re.DOTALL)
 
 def without_token(
@@ -406,10 +416,46 @@ def check_overrides(
     known = dict(leaves(CurateConfig()))
     return [fault for o in overrides if (fault := check_override(o, known, multirun))]
 
+# %% ../../nbs/00_core/01_config.ipynb #555d16b1
+ADDRESSES = ('s3', 'gs', 'az', 'abfs', 'abfss', 'https', 'http')
+PACKED = ('.tar', '.tar.gz', '.tgz', '.zip', '.parquet')  # how the names of archives end
+ALLOWED_INPUT = (f'allowed are a folder, archives ({" ".join(PACKED)}, also by a pattern such as shards/*.tar), and addresses '
+                 f'({" ".join(o + "://" for o in ADDRESSES)})')
+
+def is_address(
+    text: str,  # input_dir
+) -> bool:      # also for one of a kind that is not known here
+    "Whether an input is given by an address."
+    return '://' in text
+
+def whole_input(
+    text: str,  # input_dir as typed
+) -> str:       # that means the same in another folder
+    "An input by its whole path; an address stays as it is."
+    return text if is_address(text) else str(Path(text).absolute())
+
+def input_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults, none for a path
+    "Faults of an address, which are told without what may be secret in it."
+    if not is_address(cfg.input_dir): return []
+    kind, _, rest = cfg.input_dir.partition('://')
+    who = rest.partition('/')[0].rpartition('@')[0]
+    is_container = kind in ('abfs', 'abfss', 'az') and ':' not in who  # container@account.dfs.core.windows.net
+    if kind not in ADDRESSES: return [f'input_dir is an address of a kind that is not known; {ALLOWED_INPUT}']
+    if who and not is_container:
+        return [f'input_dir is an address ({kind}://...@...) with a name or password in it, which would be written down with the run; '
+                'give it without, and the credentials where the library for such addresses looks for them, such as its environment variables']
+    if '?' in rest or '#' in rest:
+        return [f'input_dir is an address ({kind}://...?...) with a query or signature in it, which would be written down with the run; '
+                'give the address without, and the credentials where the library for such addresses looks for them']
+    return [] if rest.strip('/') else [f'input_dir is {kind}:// and nothing else; give the whole address of a folder or an archive']
+
 # %% ../../nbs/00_core/01_config.ipynb #934bb125
 STEPS = ('train', 'embed', 'select', 'report')
 METHODS = ('coreset', 'threshold_cover', 'typical', 'random')
 CHANGED_INPUT = ('stop', 'keep')
+ENGINES = ('local', 'torchrun', 'ray')
 IMAGE_FORMATS = ('png', 'jpg', 'jpeg', 'webp', 'bmp', 'tiff', 'original')
 EMBEDDING_FORMATS = ('.csv', '.npy', '.parquet')
 EXCLUDE_FORMATS = ('.csv', '.parquet')
@@ -457,6 +503,21 @@ def distance_faults(
     reach = ' and up to 2., the largest distance of two unit vectors' if cfg.normalize_embeddings else ''
     return unless(value == -1 or 0 < value <= most, f'{name} is {value}, allowed is -1. {off} or above 0.{reach}')
 
+def two_round_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults
+    "Faults of a selection in two rounds."
+    n, distances = cfg.select.two_round_shards, [f'stopping_condition.{o}' for o in ('min_distance', 'coverage_distance')
+                                                 if getattr(cfg.stopping_condition, o) != -1]
+    asked = f'select.two_round_shards is {n}'
+    if n == 0: return []
+    return [
+        *unless(n == -1 or n >= 2, f'{asked}, allowed is 0 (exactly), -1 (as many shards as balance the rounds) or a whole number from 2'),
+        *unless(cfg.method == 'coreset', f'{asked} and method is {cfg.method!r}; two rounds are for coreset, leave one of the two out'),
+        *unless(not distances, f'{asked} and {" and ".join(distances)} is set, which would add up over the rounds; two rounds choose a '
+                'number of samples, leave one of the two out'),
+    ]
+
 def selection_faults(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults
@@ -471,6 +532,7 @@ def selection_faults(
         *distance_faults(cfg, 'stopping_condition.min_distance', stop.min_distance),
         *distance_faults(cfg, 'stopping_condition.coverage_distance', stop.coverage_distance),
         *unless(0 <= share < 1, f'select.outlier_share is {share}, allowed is from 0. (no outliers) to below 1.'),
+        *two_round_faults(cfg),
         *unless(cfg.n_example_images >= 0 and cfg.n_example_images % 2 == 0,
                 f'n_example_images is {cfg.n_example_images}, allowed is an even number from 0'),
         *unless(0 < memory < float('inf'), f'memory_requirement_in_GB is {memory}, allowed is above 0'),
@@ -557,6 +619,18 @@ def limit_faults(
         *unless(memory == -1 or 0 < memory < float('inf'),
                 f'memory_limit_in_GB is {memory}, allowed is -1. (what the machine or container gives) or above 0., in GB'),
         *one_of('changed_input', cfg.changed_input, CHANGED_INPUT),
+    ]
+
+def engine_faults(
+    cfg: CurateConfig,  # configuration
+) -> list[str]:         # faults
+    "Faults of what is asked about processes and machines."
+    n, has_ray = cfg.engine_workers, importlib.util.find_spec('ray') is not None
+    return [
+        *one_of('engine', cfg.engine, ENGINES),
+        *unless(cfg.engine != 'ray' or has_ray, "engine is 'ray', and Ray is not installed; pip install 'lightly_curate[ray]'"),
+        *unless(n == -1 or n >= 1, f'engine_workers is {n}, allowed is -1 (one for each GPU, else one for each core) or a whole number from 1'),
+        *unless(not cfg.ray_address or cfg.engine == 'ray', f'ray_address is {cfg.ray_address!r}, and engine is {cfg.engine!r}; add engine=ray'),
     ]
 
 def image_faults(
@@ -655,7 +729,7 @@ def check_config(
     cfg: CurateConfig,  # configuration
 ) -> list[str]:         # faults in words, empty when all is well
     "Everything that is wrong with a configuration, before a file is touched."
-    faults = [*selection_faults(cfg), *video_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *limit_faults(cfg),
+    faults = [*input_faults(cfg), *selection_faults(cfg), *video_faults(cfg), *datapool_faults(cfg), *image_faults(cfg), *limit_faults(cfg), *engine_faults(cfg),
               *step_faults(cfg)]
     return faults + lightly_faults(cfg.lightly)
 
@@ -678,6 +752,23 @@ def is_file(
     except (OSError, ValueError):
         return False
 
+def is_folder_input(
+    text: str,  # input_dir
+) -> bool:      # False: an address, or archives, which are brought near first
+    "Whether an input is read where it is; a folder that is missing counts as one."
+    return not is_address(text) and (is_folder(text) or not text.lower().endswith(PACKED))
+
+def missing_input(
+    text: str,  # input_dir
+) -> list[str]:  # no sentence or one; addresses are not asked here
+    "Tell that there is no such folder or archive."
+    if is_address(text) or is_folder(text): return []
+    if is_folder_input(text):
+        is_one = is_file(Path(text)) if text else False
+        return [f'input_dir is {text!r}, which is no folder; {ALLOWED_INPUT if is_one else "give the folder that holds the images"}']
+    if is_file(Path(text)) or any(is_file(Path(o)) for o in glob.iglob(text, recursive=True)): return []
+    return [f'input_dir is {text!r}, and there is no such file; give archives that are there, or the folder that holds the images']
+
 def nearest_existing(
     path: str | Path,  # a folder that may not exist yet
 ) -> Path:             # itself or the nearest one above it that does
@@ -699,8 +790,7 @@ def check_paths(
     "Everything that is wrong with the folders and files a configuration names."
     faults = []
     needs_images = not cfg.embeddings or cfg.dump_dataset or cfg.embeddings.lower().endswith('.npy')
-    if needs_images and not is_folder(cfg.input_dir):
-        faults.append(f'input_dir is {cfg.input_dir!r}, which is no folder; give the folder that holds the images')
+    if needs_images: faults += missing_input(cfg.input_dir)
     for key, name in given_files(cfg).items():
         path = Path(cfg.shared_dir)/name
         if name and not is_file(path):
@@ -811,7 +901,8 @@ def notices(
         if changed: said.append(f'{" and ".join(f"datapool.{o}" for o in changed)} has no effect without datapool.name.')
     before = dict(leaves(lightly_defaults(), 'lightly'))
     changed = [o for o, value in leaves(cfg.lightly, 'lightly') if before.get(o, ...) != value]
-    idle = [o for o in changed if not is_acting(o, is_trained(cfg))]
+    idle = [o for o in changed if not is_acting(o, is_trained(cfg)) and not (cfg.engine == 'torchrun' and o == 'lightly.trainer.num_nodes')]
+    if cfg.engine == 'local' and cfg.engine_workers != -1: said.append('engine is local, so engine_workers has no effect.')
     if not is_trained(cfg): idle += [f'train.{o}' for o, value in asdict(cfg.train).items() if value != getattr(TrainOptions, o)]
     reason = 'A run writes nothing into its environment' if is_trained(cfg) else 'Nothing is trained'
     if idle: said.append(f'{reason}, so {", ".join(idle)} has no effect.')

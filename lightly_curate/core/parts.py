@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -16,11 +16,17 @@ from .progress import logger
 from .rundir import replacing
 
 # %% auto #0
-__all__ = ['SECONDS_BETWEEN', 'Arrays', 'digest_of', 'Parts']
+__all__ = ['SECONDS_BETWEEN', 'Arrays', 'joined', 'digest_of', 'Parts']
 
 # %% ../../nbs/00_core/08_parts.ipynb #9df3a428
 SECONDS_BETWEEN = 20.  # of work that a kill may cost
 Arrays = Mapping[str, np.ndarray]
+
+def joined(
+    pieces: Sequence[Arrays],  # at least one, with the same names
+) -> dict[str, np.ndarray]:    # their arrays behind each other
+    "Pieces of work as one."
+    return {name: np.concatenate([o[name] for o in pieces]) for name in pieces[0]}
 
 def digest_of(
     request: Any,  # what the work depends on, as JSON knows it
@@ -78,7 +84,7 @@ class Parts:
         "Write what has been added since the last part."
         if self.waiting:
             if self.before: self.before()
-            merged: dict[str, Any] = {name: np.concatenate([o[name] for o in self.waiting]) for name in self.waiting[0]}
+            merged: dict[str, Any] = joined(self.waiting)
             with replacing(self.path(self.n_written)) as temporary: np.savez(temporary, **merged)
             self.waiting, self.n_written = [], self.n_written + 1
         self.written = time.monotonic()

@@ -78,6 +78,7 @@ class Tick:
     n_total: int                      # to be counted in all
     elapsed_s: float                  # since the loop began
     efficiency: float | None = None   # computing / (computing + waiting), 0 to 1
+    busy: dict[str, float] | None = None  # part of the work = share of the time at which it was busy, 0 to 1; parts work at the same time
 
     @property
     def rate(self) -> float: return self.n_done/self.elapsed_s if self.elapsed_s > 0 else 0.
@@ -100,6 +101,8 @@ def tick_text(
     share = tick.n_done/tick.n_total if tick.n_total else 1.
     text = f'{tick.what}: {tick.n_done:,} of {tick.n_total:,} {tick.unit} ({share:.0%}), {tick.rate:,.1f} a second'
     text += f', {duration(tick.left_s)} left' if tick.n_done < tick.n_total else f', took {duration(tick.elapsed_s)}'
+    busiest = sorted((tick.busy or {}).items(), key=lambda o: -o[1])
+    if busiest: text += ', busy: ' + ', '.join(f'{part} {busy:.0%}' for part, busy in busiest)
     return text if tick.efficiency is None else f'{text}, compute efficiency {tick.efficiency:.2f}'
 
 # %% ../../nbs/00_core/04_progress.ipynb #6bfd3104
@@ -142,6 +145,7 @@ class Progress:
         self.what, self.n_total, self.unit = what, n_total, unit
         self.n_done = 0
         self.efficiency: float | None = None
+        self.busy: dict[str, float] | None = None
 
     def __enter__(self) -> Progress:
         self.begun = self.told = time.perf_counter()
@@ -152,17 +156,18 @@ class Progress:
         self,
         n: int = 1,                        # done since the last call
         efficiency: float | None = None,   # share of time spent computing so far
+        busy: dict[str, float] | None = None,  # part of the work = share of the time at which it was busy so far
     ) -> None:
         "Count `n` more."
         self.n_done += n
         self.n_total = max(self.n_total, self.n_done)
-        self.efficiency = efficiency
+        self.efficiency, self.busy = efficiency, busy
         if time.perf_counter() - self.told >= READ_EVERY_S: self.tell()
 
     def tell(self) -> None:
         "Tell the listeners now."
         self.told = time.perf_counter()
-        tick = Tick(self.what, self.unit, self.n_done, self.n_total, self.told - self.begun, self.efficiency)
+        tick = Tick(self.what, self.unit, self.n_done, self.n_total, self.told - self.begun, self.efficiency, self.busy)
         for listener in listeners or [draw]: listener(tick)
 
     def __exit__(

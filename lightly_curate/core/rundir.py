@@ -43,6 +43,7 @@ def no_room(
 def replacing(
     path: Path,        # file to write; folders above it are made
     n_bytes: int = 0,  # size it will have, as far as that is known
+    to_disk: bool = True,  # False: the system writes it when it likes, for one of many files that can be made again
 ) -> Iterator[Path]:   # temporary neighbour to write to
     "Write a neighbour of `path` that takes its place when the block ends well, and vanishes when it does not."
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
@@ -50,8 +51,8 @@ def replacing(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open('rb+') as file:
-            os.fsync(file.fileno())
+        if to_disk:
+            with temporary.open('rb+') as file: os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         if not is_full(error, path.parent): raise
@@ -81,6 +82,8 @@ class RunState:
     def state_pool(self) -> Path: return self.root/RUN_MARK/'pool.npy'        # vectors of the datapool as this run saw it
     @property
     def state_members(self) -> Path: return self.root/RUN_MARK/'members.npy'  # rows that were in it
+    @property
+    def input(self) -> Path: return self.root/RUN_MARK/'input'                # what was brought near, for an input that is no folder
     @property
     def training_cache(self) -> Path: return self.root/RUN_MARK/'cache'       # shrunk images, removed after training
     @property

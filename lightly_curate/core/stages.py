@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from .config import CurateConfig, given_files, is_file, is_trained, leaves
+from .config import CurateConfig, given_files, is_file, is_trained, leaves, whole_input
 from .errors import ConfigError
 from .rundir import RunDir, replacing
 
@@ -61,12 +61,12 @@ def stage_inputs(
     source = given_file(cfg, 'embeddings') if cfg.embeddings else {}
     history = {'datapool.keep_history': cfg.datapool.keep_history} if cfg.datapool.name else {}
     own: dict[str, dict[str, Any]] = {
-        'scan': {'input_dir': str(Path(cfg.input_dir).absolute()), **source},
+        'scan': {'input_dir': whole_input(cfg.input_dir), **source},
         'clean': {'enable_corruptness_check': cfg.enable_corruptness_check, 'max_image_pixels': cfg.max_image_pixels,
                   'remove_exact_duplicates': cfg.remove_exact_duplicates, **dict(leaves(cfg.video, 'video')),
                   **dict(leaves(cfg.corruptness_check, 'corruptness_check'))},
         'train': training_inputs(cfg),
-        'embed': {**given_file(cfg, 'checkpoint'), 'allow_random_weights': cfg.allow_random_weights,
+        'embed': {**given_file(cfg, 'checkpoint'), 'allow_random_weights': cfg.allow_random_weights, 'decode_at_part': cfg.decode_at_part,
                   'lightly.trainer.precision': str(keys['trainer']['precision']),
                   'lightly.collate.input_size': keys['collate']['input_size'],
                   **{f'lightly.model.{o}': keys['model'][o] for o in ('name', 'num_ftrs', 'width')}},

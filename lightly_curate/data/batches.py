@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,17 +85,19 @@ class Batch:
     pixels: np.ndarray       # (b, s, s, 3) uint8, RGB, `pixels[i]` belongs to `rows[i]`
     failed: dict[int, str]   # row = reason, for files that could not be read
     wait_s: float            # time the consumer waited for this batch, seconds
+    read_s: float = field(default=0., kw_only=True)  # that its files took those who read them, seconds; 0: not known
 
 def make_batch(
     loaded: dict[int, np.ndarray | str],  # row = (s, s, 3) uint8, or the reason why it could not be read
     input_size: int,                      # s, pixels
     wait_s: float,                        # time the consumer waited for it, seconds
+    read_s: float = 0.,                   # time that reading its files took, seconds
 ) -> Batch:                               # rows in the order of `loaded`
     "Put into a batch what could be read, and beside it what could not."
     pixels = {row: o for row, o in loaded.items() if not isinstance(o, str)}
     stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, input_size, input_size, 3), dtype=np.uint8)
     failed = {row: o for row, o in loaded.items() if isinstance(o, str)}
-    return Batch(np.array(list(pixels), dtype=np.int64), stacked, failed, wait_s)
+    return Batch(np.array(list(pixels), dtype=np.int64), stacked, failed, wait_s, read_s=read_s)
 
 def load_batches(
     samples: pd.DataFrame,               # sample table
@@ -105,14 +107,14 @@ def load_batches(
     batch_size: int,                     # rows in a batch, at least 1; the last may have fewer
     n_workers: int,                      # threads, each with a worker process; 0 counts as 1
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
-    least_side: int = 0,                 # pixels; above 0 JPEGs may be decoded at a part of their size, see `open_image`
+    least_side: int = 0,                 # pixels; above 0 JPEGs may be decoded at a part of their size, see `read_square`
     seconds: float = SECONDS,            # that a file may take
 ) -> Iterator[Batch]:                    # each row of `rows` in exactly one batch, read or failed
     "Read pictures ahead, batch by batch, in the order of `rows`."
     read, n_workers = rows_reader(samples, input_dir, 'square', input_size, least_side, max_pixels=max_pixels, seconds=seconds), max(1, n_workers)
     told = read_rows(read, rows, n_workers, n_ahead=2*batch_size + 4*n_workers)
-    results = (str(o['reason']) if 'reason' in o else o['pixels'] for o in told)
     for start in range(0, len(rows), batch_size):
         here, began = rows[start:start + batch_size], time.perf_counter()
-        loaded = dict(zip((int(o) for o in here), islice(results, len(here)), strict=True))
-        yield make_batch(loaded, input_size, time.perf_counter() - began)
+        found = list(islice(told, len(here)))
+        loaded = {int(row): str(o['reason']) if 'reason' in o else o['pixels'] for row, o in zip(here, found, strict=True)}
+        yield make_batch(loaded, input_size, time.perf_counter() - began, sum(o.get('read_s', 0.) for o in found))

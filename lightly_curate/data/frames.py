@@ -143,18 +143,29 @@ class FramesKept:
             row, facts = json.loads(text)
             if row in self.paths: self.facts[row] = facts
 
+    @staticmethod
+    def part_of(
+        batch: FrameBatch,              # of `VideoPass`
+        emb: np.ndarray | None = None,  # (b, d) float32, None: no vectors are made
+    ) -> Arrays:
+        "A batch as a part."
+        ends = [json.dumps([batch.video, batch.facts])] if batch.facts else []
+        return {'video': np.full(len(batch.rows), batch.video), 'index': batch.rows, **batch.told, 'facts': np.array(ends, dtype=str),
+                'emb': np.empty((len(batch.rows), 0), dtype=np.float32) if emb is None else emb}
+
     def add(
         self,
         batch: FrameBatch,              # of `VideoPass`, in their order
         emb: np.ndarray | None = None,  # (b, d) float32, None: no vectors are made
     ) -> None:
         "Take back a batch that is done with, and keep it."
-        ends = [json.dumps([batch.video, batch.facts])] if batch.facts else []
-        part = {'video': np.full(len(batch.rows), batch.video), 'index': batch.rows, **batch.told, 'facts': np.array(ends, dtype=str),
-                'emb': np.empty((len(batch.rows), 0), dtype=np.float32) if emb is None else emb}
+        self.keep(self.part_of(batch, emb))
+
+    def keep(self, part: Arrays) -> None:
+        "Take over a part, and keep it."
         self.take(part)
         if self.parts: self.parts.add(part)
-        elif emb is not None: self.unkept.append(part)
+        elif part['emb'].shape[1]: self.unkept.append(part)
 
     def pieces(self) -> Iterator[Arrays]:
         "All that has been added, with vectors; to be asked once."
@@ -179,6 +190,7 @@ class VideoPass(FramesKept):
         super().__init__(files, parts)
         self.input_dir, self.look, self.max_pixels, self.seconds = Path(input_dir), look, max_pixels, seconds
         self.n_parallel, self.n_threads = share_threads(len(self.left()), n_workers)
+        self.took: deque[float] = deque()  # seconds that frames took which are not in a batch yet
 
     def n_expected(self) -> int:  # frames
         "How many frames there seem to be, by what the files say of themselves; for the progress line only."
@@ -199,9 +211,12 @@ class VideoPass(FramesKept):
         changed = self.change(row)
         if changed is not None: yield row, changed
         else:
+            begun = time.perf_counter()
             for o in read_records(self.input_dir/self.paths[row], self.look, self.n_threads, self.max_pixels, input_size, self.n_known[row],
                                   self.n_before[row], self.seconds):
+                self.took.append(time.perf_counter() - begun)
                 yield row, (self.change(row) or o) if isinstance(o, VideoEnd) else o
+                begun = time.perf_counter()
 
     def batches(
         self,
@@ -212,7 +227,8 @@ class VideoPass(FramesKept):
         stream = interleave((self.read(o, input_size) for o in self.left()), self.n_parallel)
         for found, wait_s in in_batches(stream, batch_size, itemgetter(0), lambda o: isinstance(o[1], VideoEnd)):
             row = found[0][0]
-            batch = frame_batch(row, [o for _, o in found], wait_s)
+            read_s = sum(self.took.popleft() for _ in range(len(self.took)))
+            batch = replace(frame_batch(row, [o for _, o in found], wait_s), read_s=read_s)
             yield batch if batch.facts is None else replace(batch, facts={'path': self.paths[row], **batch.facts})
 
 # %% ../../nbs/10_data/17_frames.ipynb #e53a0ab2

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/10_data/12_pictures.ipynb #0cae61a3
 from __future__ import annotations
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,9 +16,9 @@ from .images import pixel_limit, quiet_pillow, read_rgb, readable_formats, to_rg
 from .isolated import Gone, Values, alone, call, stream
 
 # %% auto #0
-__all__ = ['MOST_ASPECT', 'TELLERS', 'PIXEL_BYTES', 'SLACK_BYTES', 'SECONDS', 'square_pixels', 'kept_box', 'cached_size',
-           'shrink', 'decode_small', 'read_small', 'content', 'pixels_of', 'square', 'small', 'whole', 'size',
-           'several', 'picture_memory', 'in_worker', 'in_worker_each']
+__all__ = ['MOST_ASPECT', 'Box', 'TELLERS', 'PIXEL_BYTES', 'SLACK_BYTES', 'SECONDS', 'square_pixels', 'kept_box', 'cached_size',
+           'shrink', 'decode_part', 'decode_small', 'read_small', 'read_square', 'content', 'pixels_of', 'square',
+           'small', 'whole', 'size', 'several', 'picture_memory', 'in_worker', 'in_worker_each']
 
 # %% ../../nbs/10_data/12_pictures.ipynb #c0fd06ef
 def square_pixels(
@@ -65,21 +66,32 @@ def shrink(
     return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, right, bottom))
 
 # %% ../../nbs/10_data/12_pictures.ipynb #e86b9343
+Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
+
+def decode_part(
+    path: Path,        # file
+    least_side: int,   # pixels
+    max_pixels: int,   # larger pictures are refused, pixels
+    make_small: Callable[[Image.Image, tuple[int, int], Box], Image.Image],  # of the decoded picture (RGB), its whole size and the box in it that is not padding
+) -> Image.Image | None:  # RGB, upright, as `make_small` makes it; None: cannot be decoded at a part of its size
+    "Decode a JPEG at a half, a quarter or an eighth of its size, the smallest with no side below `least_side`, and make it small."
+    with path.open('rb') as stream, pixel_limit.at_least(max_pixels):
+        with Image.open(stream, formats=readable_formats()) as image:
+            whole = image.size
+            if whole[0]*whole[1] > max_pixels: return None
+            drafted = image.draft(None, (least_side, least_side))
+            if drafted is None or image.size == whole: return None
+            with alone() if image.width*image.height > BIG_PIXELS else nullcontext(): image.load()
+            small, turn = make_small(to_rgb(image), whole, drafted[1]), TURNS.get(orientation(image))
+            return small if turn is None else small.transpose(turn)
+
 def decode_small(
     path: Path,       # file
     side: int,        # shorter side of a cached picture, pixels
     max_pixels: int,  # larger pictures are refused, pixels
 ) -> Image.Image | None:  # RGB, upright, of `cached_size`; None: cannot be decoded at a part of its size
-    "Decode a JPEG at a half, a quarter or an eighth of its size, the smallest that is not below `side`, and shrink it."
-    with path.open('rb') as stream, pixel_limit.at_least(max_pixels):
-        with Image.open(stream, formats=readable_formats()) as image:
-            whole = image.size
-            if whole[0]*whole[1] > max_pixels: return None
-            image.draft(None, (side, side))
-            if image.size == whole: return None
-            with alone() if image.width*image.height > BIG_PIXELS else nullcontext(): image.load()
-            small, turn = shrink(to_rgb(image), side, whole), TURNS.get(orientation(image))
-            return small if turn is None else small.transpose(turn)
+    "A JPEG as it is cached, without decoding it whole."
+    return decode_part(path, side, max_pixels, lambda image, whole, _: shrink(image, side, whole))
 
 def read_small(
     path: Path,                          # file
@@ -93,6 +105,23 @@ def read_small(
     except Exception:  # any decoder, any file: reading it whole says what is wrong
         small = None
     return shrink(read_rgb(path, max_pixels), side) if small is None else small
+
+# %% ../../nbs/10_data/12_pictures.ipynb #03fb2505
+def read_square(
+    path: Path,        # file
+    input_size: int,   # side of the square, pixels
+    max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
+    least_side: int = 0,                 # above 0 a JPEG may be decoded at a part of its size, no side shorter than this, pixels
+) -> np.ndarray:       # (s, s, 3) uint8, RGB, upright
+    "A picture as a model takes it, or raise `UnreadableImage`."
+    quiet_pillow()
+    def squeeze(image: Image.Image, _: tuple[int, int], box: Box) -> Image.Image:
+        return image.resize((input_size, input_size), Image.Resampling.BILINEAR, box=box)
+    try:
+        part = decode_part(path, least_side, max_pixels, squeeze) if least_side else None
+    except Exception:  # any decoder, any file: reading it whole says what is wrong
+        part = None
+    return square_pixels(read_rgb(path, max_pixels), input_size) if part is None else np.asarray(part)
 
 # %% ../../nbs/10_data/12_pictures.ipynb #31b5342f
 def content(
@@ -108,10 +137,11 @@ def content(
 
 def pixels_of(
     read: Callable[[], Image.Image | np.ndarray],  # may raise `UnreadableImage`
-) -> Values:                                       # pixels (h, w, 3) uint8; or reason
+) -> Values:                                       # pixels (h, w, 3) uint8, and the seconds it took; or reason
     "What reading a picture gives."
+    begun = time.perf_counter()
     try:
-        return {'pixels': np.asarray(read())}
+        return {'pixels': np.asarray(read()), 'read_s': time.perf_counter() - begun}
     except UnreadableImage as error:
         return {'reason': error.reason}
 
@@ -119,10 +149,10 @@ def square(
     path: str,        # absolute
     max_pixels: int,  # larger pictures are refused, pixels
     input_size: int,  # side of the square, pixels
-    least_side: int,  # pixels; above 0 a JPEG may be decoded at a part of its size, see `open_image`
+    least_side: int,  # pixels; above 0 a JPEG may be decoded at a part of its size, see `read_square`
 ) -> Values:          # pixels (s, s, 3) uint8; or reason
     "A picture as a model takes it."
-    return pixels_of(lambda: square_pixels(read_rgb(Path(path), max_pixels, least_side), input_size))
+    return pixels_of(lambda: read_square(Path(path), input_size, max_pixels, least_side))
 
 def small(
     path: str,        # absolute

@@ -23,7 +23,7 @@ __all__ = ['ORIGINAL_EXTENSIONS', 'IMAGE_EXTENSIONS', 'VIDEO_EXTENSIONS', 'OTHER
            'SIGNATURE_BYTES', 'CONTROL', 'CHANGED_SINCE', 'MOST_NAMED', 'Kind', 'kind_of', 'has_image_signature',
            'holds_image', 'name_fault', 'escape_name', 'short_path', 'list_folder', 'reaches', 'is_too_long', 'walk',
            'state_of', 'states_of', 'change_of', 'counted', 'Found', 'file_fault', 'find_files', 'weak_labels',
-           'nothing_found', 'found_words', 'with_states', 'scan', 'Changes', 'changes_since']
+           'add_faults', 'nothing_found', 'found_words', 'with_states', 'scan', 'Changes', 'changes_since']
 
 # %% ../../nbs/10_data/10_scan.ipynb #b3af8239
 ORIGINAL_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
@@ -240,9 +240,23 @@ def weak_labels(
     numbers = {group: i for i, group in enumerate(sorted(set(groups), key=name_order))}
     return [numbers[o] for o in groups]
 
+# %% ../../nbs/10_data/10_scan.ipynb #f0d5849d
+def add_faults(
+    found: Found,               # changed in place
+    faults: Mapping[str, str],  # name = reason, of files that are not in the folder
+) -> None:
+    "Count files that could not be brought into the folder."
+    taken = set(found.filenames)
+    for name, reason in faults.items():
+        while name in taken: name += '~'
+        taken.add(name)
+        found.filenames.append(name)
+        found.faults[name] = reason
+        if kind_of(name.rpartition('/')[2]) is Kind.VIDEO: found.videos.add(name)
+
 # %% ../../nbs/10_data/10_scan.ipynb #2794c2dc
 def nothing_found(
-    input_dir: Path,  # as the user named it
+    input_dir: str | Path,  # as the user named it
     found: Found,     # without a picture that can be used
 ) -> str:             # message
     "What to say of a folder without pictures."
@@ -272,6 +286,8 @@ def with_states(
 
 def scan(
     input_dir: Path,   # folder with pictures and videos at any depth
+    faults: Mapping[str, str] | None = None,  # name = reason, of files that could not be brought into that folder
+    named: str = '',   # what the folder is called in a message, '': by its path
 ) -> pd.DataFrame:     # sample table, a row for each file: filename, source, path, label; names or files that cannot be used are corrupt
     "Find the pictures and videos of a folder."
     root = os.path.abspath(input_dir)
@@ -279,7 +295,8 @@ def scan(
         problem = 'is a file' if os.path.exists(root) else 'does not exist'
         raise InputError(f'input_dir is {short_path(str(input_dir))}, which {problem}; give the folder that holds the images')
     found = find_files(root)
-    if len(found.filenames) == len(found.faults): raise InputError(nothing_found(input_dir, found))
+    add_faults(found, faults or {})
+    if len(found.filenames) == len(found.faults): raise InputError(nothing_found(named or input_dir, found))
     source = ['video' if o in found.videos else 'image' for o in found.filenames]
     samples = with_states(make_samples(found.filenames, labels=weak_labels(found.filenames, found.videos), source=source), found.states)
     rows = samples.index[samples['filename'].isin(list(found.faults))].to_numpy()

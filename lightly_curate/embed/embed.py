@@ -4,12 +4,12 @@
 
 # %% ../../nbs/40_embed/41_embed.ipynb #ad79acb9
 from __future__ import annotations
-import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
@@ -27,27 +27,28 @@ from ..data.pictures import SECONDS
 from ..data.scan import counted
 from .vectors import Vectors
 from ..learn.backbone import BUILTIN_SHA256, Backbone, scale_pixels
+from ..learn.inference import inference_module
 
 # %% auto #0
-__all__ = ['HALF_DTYPES', 'SomeBatch', 'NONE_KNOWN', 'choose_device', 'half_dtype', 'count_workers', 'one_torch_thread',
-           'embed_batch', 'least_side', 'run_batches', 'Embedding', 'backbone_words', 'mark_failed', 'embed',
-           'embed_videos']
+__all__ = ['HALF_DTYPES', 'PART_SIDES', 'SomeBatch', 'GPU_THREADS', 'Spread', 'NONE_KNOWN', 'choose_device', 'half_dtype',
+           'count_workers', 'one_torch_thread', 'least_side', 'embed_batch', 'Busy', 'run_batches', 'part_of',
+           'Embedding', 'embed_by', 'backbone_words', 'busy_words', 'mark_failed', 'embed', 'embed_videos']
 
 # %% ../../nbs/40_embed/41_embed.ipynb #b75f3fd7
 def choose_device() -> torch.device:
     "GPU if there is one, else CPU."
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    return torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
 
 HALF_DTYPES = {'32': None, '16': torch.float16, 'bf16': torch.bfloat16}
 
 def half_dtype(
     precision: str,          # lightly.trainer.precision
     device: torch.device,    # where to compute
-) -> torch.dtype | None:     # None: in float32, on a CPU whatever was asked for
+) -> torch.dtype | None:     # None: in float32, on a CPU also where 16 was asked for
     "The 16-bit type to compute in."
     if precision not in HALF_DTYPES: raise CurateError(f'lightly.trainer.precision is {precision}, allowed is {", ".join(HALF_DTYPES)}')
-    if device.type != 'cpu': return HALF_DTYPES[precision]
-    if HALF_DTYPES[precision]: logger.info('precision %s is not used on a CPU: embedding in float32', precision)
+    if device.type != 'cpu' or precision != '16': return HALF_DTYPES[precision]
+    logger.info('precision 16 is not used on a CPU: embedding in float32; bf16 is')
     return None
 
 def count_workers(
@@ -67,6 +68,17 @@ def one_torch_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
+# %% ../../nbs/40_embed/41_embed.ipynb #812b28ca
+PART_SIDES = {'builtin': 2, 'others': 4}  # times the input size
+
+def least_side(
+    backbone: Backbone,   # from `load_backbone`
+    at_part: bool = True,  # decode_at_part
+) -> int:                 # pixels, 0: pictures are decoded whole
+    "Shortest side at which a JPEG may be decoded for a backbone."
+    if not at_part: return 0
+    return PART_SIDES['builtin' if backbone.name == 'builtin' else 'others']*backbone.input_size
+
 # %% ../../nbs/40_embed/41_embed.ipynb #16476d88
 def embed_batch(
     batch: Batch,          # from `load_pixels`
@@ -84,13 +96,48 @@ def embed_batch(
     raise WeightsError(f'{backbone.name} gives an array of {emb.shape} for {counted(len(batch.rows), "picture")}, needed is one row of '
                        f'{backbone.n_features} numbers for each; mend its forward')
 
+# %% ../../nbs/40_embed/41_embed.ipynb #48b45c2f
+@dataclass
+class Busy:
+    "How busy the parts of an embedding are, which work at the same time."
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(('decode', 'network', 'write'), 0.))  # of work, all workers together
+    workers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(('decode', 'network', 'write'), 1))  # at it at a time
+    n_pictures: int = 0      # embedded or failed
+    waited_s: float = 0.     # that the network waited for pictures, seconds
+    elapsed_s: float = 0.    # from the beginning to the last batch, seconds
+
+    def add(
+        self,
+        batch: Batch,       # that is done with
+        network_s: float,   # that the network took for it, seconds
+        write_s: float,     # that keeping its vectors took, seconds
+        elapsed_s: float,   # since the beginning, seconds
+    ) -> None:
+        "Count a batch."
+        for part, seconds in (('decode', batch.read_s), ('network', network_s), ('write', write_s)): self.seconds[part] += seconds
+        self.n_pictures += len(batch.rows) + len(batch.failed)
+        self.waited_s, self.elapsed_s = self.waited_s + batch.wait_s, elapsed_s
+
+    def shares(self) -> dict[str, float]:
+        "Of the time that there was, how much each part was at work, 0 to 1; only parts of which it is known."
+        return {o: min(1., s/(self.workers[o]*self.elapsed_s)) for o, s in self.seconds.items() if s}
+
+    def efficiency(self) -> float:
+        "Computing / (computing + waiting), 0 to 1."
+        return max(0., 1 - self.waited_s/self.elapsed_s) if self.elapsed_s else 0.
+
+    def to_json(self) -> dict[str, Any] | None:  # as `job.embedding` in report.json, None: nothing was embedded
+        "What is told in the report."
+        if not self.n_pictures: return None
+        shares = self.shares()
+        busy = {o: round(shares[o], 4) if o in shares else None for o in self.seconds}
+        return {'n_images': self.n_pictures, 'seconds': round(self.elapsed_s, 3), 'efficiency': round(self.efficiency(), 4), 'busy': busy,
+                'bottleneck': max(shares, key=lambda o: shares[o])}
+
+# %% ../../nbs/40_embed/41_embed.ipynb #a5c3fdbf
 SomeBatch = TypeVar('SomeBatch', bound=Batch)
 
-def least_side(
-    backbone: Backbone,  # from `load_backbone`
-) -> int:                # pixels, 0: pictures are decoded whole
-    "Shortest side at which a JPEG may be decoded for a backbone."
-    return 2*backbone.input_size if backbone.name == 'builtin' else 0
+GPU_THREADS = 2  # one copies pictures to the GPU while another waits for it
 
 def run_batches(
     batches: Iterator[SomeBatch],  # pixels of the input size of the backbone
@@ -98,22 +145,38 @@ def run_batches(
     backbone: Backbone,            # from `load_backbone`; its module is copied, not changed
     precision: str,                # '32', '16' or 'bf16'
     n_before: int = 0,             # pictures embedded before, counted as done
+    *,
+    module: nn.Module | None = None,  # its network from `inference_module`, for who asks often; None: made here
+    n_compute: int | None = None,     # threads that compute, None: one for each core; what comes out does not depend on it
+    busy: Busy | None = None,         # is told how busy everything is
 ) -> Iterator[tuple[SomeBatch, np.ndarray]]:  # each batch in its turn, and the (b, d) float32 embeddings of its rows
     "Embed batches as they come."
-    device = choose_device()
-    dtype, n_compute = half_dtype(precision, device), count_cores() if device.type == 'cpu' else 1
-    module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
-    def compute(batch: SomeBatch) -> tuple[SomeBatch, np.ndarray]: return batch, embed_batch(batch, backbone, module, device, dtype)
+    device, busy = choose_device(), busy or Busy()
+    dtype, ready = half_dtype(precision, device), module or inference_module(backbone.module, backbone.input_size, device)
+    n_compute = n_compute or (count_cores() if device.type == 'cpu' else GPU_THREADS)
+    def compute(batch: SomeBatch) -> tuple[SomeBatch, np.ndarray, float]:
+        begun = time.perf_counter()
+        return batch, embed_batch(batch, backbone, ready, device, dtype), time.perf_counter() - begun
     steady = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    waited_s, begun = 0., time.perf_counter()
+    busy.workers['network'], begun = n_compute, time.perf_counter()
     with steady, one_torch_thread(), Progress('embedding', n_pictures) as progress:
         if n_before: progress.advance(n_before)
-        for batch, vectors in map_in_threads(compute, batches, n_compute, n_ahead=2*n_compute):
+        for batch, vectors, network_s in map_in_threads(compute, batches, n_compute, n_ahead=2*n_compute):
+            done = time.perf_counter()
             yield batch, vectors
-            waited_s += batch.wait_s
-            progress.advance(len(batch.rows) + len(batch.failed), efficiency=max(0., 1 - waited_s/(time.perf_counter() - begun)))
+            now = time.perf_counter()
+            busy.add(batch, network_s, now - done, now - begun)
+            progress.advance(len(batch.rows) + len(batch.failed), busy.efficiency(), busy.shares())
 
 # %% ../../nbs/40_embed/41_embed.ipynb #4ac3b612
+def part_of(
+    batch: Batch,     # of `run_batches`
+    emb: np.ndarray,  # (b, d) float32, of its rows
+) -> Arrays:
+    "A batch as a part."
+    return {'rows': batch.rows, 'emb': emb, 'failed': np.array(list(batch.failed), dtype=np.int64),
+            'reasons': np.array(list(batch.failed.values()), dtype=str)}
+
 class Embedding:
     "Embeddings of some rows while they are made."
     def __init__(
@@ -142,8 +205,10 @@ class Embedding:
 
     def add(self, batch: Batch, emb: np.ndarray) -> None:
         "Take a batch, and keep it."
-        part = {'rows': batch.rows, 'emb': emb, 'failed': np.array(list(batch.failed), dtype=np.int64),
-                'reasons': np.array(list(batch.failed.values()), dtype=str)}
+        self.keep(part_of(batch, emb))
+
+    def keep(self, part: Arrays) -> None:
+        "Take a part, and keep it."
         self.take(part)
         if self.parts: self.parts.add(part)
 
@@ -158,6 +223,26 @@ class Embedding:
             for block in row_blocks(len(made), self.emb.shape[1]): self.emb[block] = self.emb[made[block]]
         return Vectors(self.emb[:len(made)], self.rows[made])
 
+# %% ../../nbs/40_embed/41_embed.ipynb #634fe300
+Spread = Callable[[pd.DataFrame, np.ndarray, Callable[[Arrays], None]], None]  # table, rows to embed, what to call with every finished part
+
+def embed_by(
+    spread: Spread,                # as of `embed.engines`
+    table: pd.DataFrame,           # sample table, or table of files with videos
+    rows: np.ndarray,              # (n,) int64 rows to embed
+    made: Embedding | VideoPass,   # what is kept
+    n_pictures: int,               # in all of them and before, for the progress line
+    n_before: int,                 # pictures embedded before, counted as done
+) -> None:
+    "Have others embed, and keep each part as it comes."
+    with Progress('embedding', n_pictures) as progress:
+        if n_before: progress.advance(n_before)
+        def keep(part: Arrays) -> None:
+            made.keep(part)
+            if made.parts: made.parts.flush()
+            progress.advance(len(part['emb']) + len(part.get('failed', ())))
+        spread(table, rows, keep)
+
 # %% ../../nbs/40_embed/41_embed.ipynb #a7be4d8e
 def backbone_words(
     backbone: Backbone,  # from `load_backbone`
@@ -166,6 +251,13 @@ def backbone_words(
     source = backbone.origin.rpartition(' (')[0] or backbone.origin
     who = 'the built-in backbone' if backbone.sha256 == BUILTIN_SHA256 else f'the {backbone.name} of {source}'
     return f'{who} ({backbone.n_features} features, {backbone.input_size} px)'
+
+def busy_words(
+    busy: Busy,  # after embedding
+) -> str:        # rest of a sentence, '' when nothing was embedded
+    "How busy everything was, for the log."
+    shares = sorted(busy.shares().items(), key=lambda o: -o[1]) if busy.n_pictures else []
+    return '; busy: ' + ', '.join(f'{part} {share:.0%}' for part, share in shares) if shares else ''
 
 def mark_failed(
     samples: pd.DataFrame,   # sample table
@@ -183,6 +275,7 @@ def mark_failed(
                          'run_directory')
     return with_columns(samples, rows, status='corrupt', reason=[failed[int(o)] for o in rows])
 
+# %% ../../nbs/40_embed/41_embed.ipynb #4beea1f2
 NONE_KNOWN = Vectors(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
 
 def embed(
@@ -191,30 +284,36 @@ def embed(
     input_dir: Path,        # folder that `path` is relative to
     batch_size: int,        # pictures at a time, at least 1; results do not depend on it beyond rounding
     n_workers: int,         # threads that read and decode, -1: one for each core
-    precision: str = '32',  # '32', '16' or 'bf16'; 32 on a CPU whatever was asked for
+    precision: str = '32',  # '32', '16' or 'bf16'
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are refused, pixels
     known: Vectors = NONE_KNOWN,         # vectors of this backbone that are there already, of frames that were embedded as they were read
     parts: Parts | None = None,          # where to keep what is done, and to find what an earlier attempt has done; the caller removes them
     seconds: float = SECONDS,            # that a picture may take
+    *,
+    at_part: bool = True,                # decode_at_part: JPEGs may be decoded at a part of their size, see `least_side`
+    busy: Busy | None = None,            # is told how busy everything is
+    spread: Spread | None = None,        # who embeds, None: this process
 ) -> tuple[pd.DataFrame, Vectors]:       # new sample table; embeddings of the rows that are available in it
     "Embed every available sample."
     rows = available(samples)
     if not len(rows): raise InputError(f'none of the {len(samples)} samples is available for embedding: all are corrupt or duplicates')
     made, n_known, begun = Embedding(rows, backbone.n_features, parts), len(np.intersect1d(rows, known.rows)), time.perf_counter()
     for block in row_blocks(*known.emb.shape): made.put(known.rows[block], known.emb[block])
-    left, n_asked = made.left(), len(rows) - n_known
+    left, n_asked, busy = made.left(), len(rows) - n_known, busy or Busy()
     if n_asked: logger.info('embedding %s with %s', counted(n_asked, 'sample'), backbone_words(backbone))
     if len(left) < n_asked: logger.info('%s of them %s embedded before', f'{n_asked - len(left):,}', 'was' if n_asked - len(left) == 1 else 'were')
-    if len(left):
-        batches = load_pixels(samples, left, input_dir, backbone.input_size, batch_size, count_workers(n_workers), max_pixels,
-                              least_side(backbone), seconds)
-        for batch, emb in run_batches(batches, n_asked, backbone, precision, n_asked - len(left)): made.add(batch, emb)
+    if len(left) and spread: embed_by(spread, samples, left, made, n_asked, n_asked - len(left))
+    elif len(left):
+        busy.workers['decode'] = count_workers(n_workers)
+        batches = load_pixels(samples, left, input_dir, backbone.input_size, batch_size, busy.workers['decode'], max_pixels,
+                              least_side(backbone, at_part), seconds)
+        for batch, emb in run_batches(batches, n_asked, backbone, precision, n_asked - len(left), busy=busy): made.add(batch, emb)
     if parts: parts.flush()
     if not made.is_made.any():
         row = int(rows[0])
         raise InputError(f'none of {len(rows)} samples could be read, first {samples["filename"][row]}: {made.failed[row]}')
-    if n_asked: logger.info('embedded %s in %.1f s, %s failed', counted(int(made.is_made.sum()) - n_known, 'sample'),
-                            time.perf_counter() - begun, f'{len(made.failed):,}')
+    if n_asked: logger.info('embedded %s in %.1f s, %s failed%s', counted(int(made.is_made.sum()) - n_known, 'sample'),
+                            time.perf_counter() - begun, f'{len(made.failed):,}', busy_words(busy))
     return mark_failed(samples, made.failed), made.finish()
 
 # %% ../../nbs/40_embed/41_embed.ipynb #55167a28
@@ -222,18 +321,26 @@ def embed_videos(
     reading: VideoPass,     # that has not begun
     backbone: Backbone,     # from `load_backbone`
     batch_size: int,        # frames at a time, at least 1
-    precision: str = '32',  # '32', '16' or 'bf16'; 32 on a CPU whatever was asked for
+    precision: str = '32',  # '32', '16' or 'bf16'
+    *,
+    busy: Busy | None = None,  # is told how busy everything is
+    spread: Spread | None = None,  # who reads and embeds, None: this process
 ) -> tuple[VideosRead, Vectors]:  # table and facts; embeddings of all frames that were read
     "Read videos and embed their frames, in one pass."
     begun = time.perf_counter()
     logger.info('reading %s and embedding their frames with %s', counted(len(reading.paths), 'video'), backbone_words(backbone))
     n_before = sum(reading.n_known.values())
     if n_before: logger.info('%s embedded before', '1 frame was' if n_before == 1 else f'{n_before:,} frames were')
-    batches = reading.batches(backbone.input_size, batch_size)
-    for batch, emb in run_batches(batches, reading.n_expected(), backbone, precision, n_before): reading.add(batch, emb)
+    busy = busy or Busy()
+    if spread:
+        files = reading.files.assign(n_known=pd.Series(reading.n_known), n_before=pd.Series(reading.n_before))
+        embed_by(spread, files, np.array(reading.left(), dtype=np.int64), reading, reading.n_expected(), n_before)
+    else:
+        batches, busy.workers['decode'] = reading.batches(backbone.input_size, batch_size), reading.n_parallel
+        for batch, emb in run_batches(batches, reading.n_expected(), backbone, precision, n_before, busy=busy): reading.add(batch, emb)
     read = finish(reading)
     made = Embedding(np.sort(read.rows), backbone.n_features)
     for piece in reading.pieces(): made.put(read.rows_of(piece['video'], piece['index']), piece['emb'])
     if not made.is_made.all(): raise OutputError('parts in the run folder were damaged while it was worked on; start it again, whole parts are taken over')
-    logger.info('read and embedded %s in %.1f s', counted(len(made.rows), 'frame'), time.perf_counter() - begun)
+    logger.info('read and embedded %s in %.1f s%s', counted(len(made.rows), 'frame'), time.perf_counter() - begun, busy_words(busy))
     return read, made.finish()

@@ -53,7 +53,9 @@ def scale_pixels(
     device: torch.device,  # where to compute
 ) -> torch.Tensor:         # (b, 3, s, s) float32, normalised, channels last in memory
     "Input of the network."
-    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div(255)
+    held = torch.from_numpy(pixels)
+    if device.type == 'cuda': held = held.pin_memory()  # so that the copy to the GPU does not hold up the thread
+    x = held.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
     mean, std = (torch.tensor(o, device=device).view(1, 3, 1, 1) for o in (backbone.mean, backbone.std))
     return (x - mean)/std
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,20 +21,27 @@ from pytorch_lightning.plugins import LayerSync
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..core import errors
-from ..core.config import count_cores
+from ..core.config import NOT_FOR_OTHERS, count_cores
 from ..core.errors import ConfigError, CurateError
 from ..core.progress import Tick, draw, listeners, listening, logger, logging_to
 from ..core.training_keys import group_faults
 
 # %% auto #0
-__all__ = ['TODAYS', 'SAYS', 'GRACE_S', 'count_gpus', 'asked_devices', 'n_of', 'device_arguments', 'trainer_arguments', 'is_gpu',
-           'n_processes', 'device_words', 'SumOfAll', 'GlobalBatchNorm', 'GlobalNorm', 'say', 'say_error', 'Teller',
-           'telling', 'hear', 'launch_command', 'end_all', 'attend', 'launch']
+__all__ = ['TODAYS', 'SAYS', 'GRACE_S', 'count_gpus', 'processes_here', 'asked_devices', 'n_of', 'device_arguments',
+           'trainer_arguments', 'is_gpu', 'n_processes', 'device_words', 'SumOfAll', 'GlobalBatchNorm', 'GlobalNorm',
+           'say', 'say_error', 'Teller', 'telling', 'hear', 'launch_command', 'end_all', 'attend', 'launch']
 
 # %% ../../nbs/30_learn/38_devices.ipynb #b26bb9c2
 def count_gpus() -> int:  # that torch can use
     "GPUs of this machine."
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+def processes_here(
+    n_workers: int,               # engine_workers, -1: one for each GPU, else one for each core
+    n_gpus: int | None = None,    # GPUs of this machine, default: ask torch
+) -> int:                         # at least 1
+    "How many processes an engine uses on this machine."
+    return n_workers if n_workers != -1 else (count_gpus() if n_gpus is None else n_gpus) or count_cores()
 
 def asked_devices(
     value: Any,    # 2, '2', -1 (all), 'auto' (all), [0, 2], '0,2' or None (none)
@@ -267,6 +274,8 @@ def end_all(
 def attend(
     command: Sequence[str],          # program and its arguments
     environment: Mapping[str, str],  # of the program
+    what: str = 'training',          # is done, for the message
+    after: Callable[[], None] | None = None,  # called after every line that tells something
 ) -> None:
     "Run a program that tells what it does, and raise what it ends with."
     heard: list[CurateError] = []
@@ -278,18 +287,22 @@ def attend(
                 error = hear(line)
                 if error is not None: heard.append(error)
                 elif not line.startswith(SAYS): last_lines.append(line)
+                elif after is not None: after()
             code = process.wait()
         finally:
             end_all(process)
     if heard: raise heard[0]
-    if code: raise RuntimeError(f'a process of the training ended with {code}; the last lines:\n{"".join(last_lines)}')
+    if code: raise RuntimeError(f'a process of the {what} ended with {code}; the last lines:\n{"".join(last_lines)}')
 
 def launch(
     module: str,                   # what each process runs, as `python -m` takes it
     root: Path,                    # run folder, its argument
-    arguments: Mapping[str, Any],  # of Lightning's Trainer
+    arguments: Mapping[str, Any],  # of Lightning's Trainer, its `devices` and `num_nodes`
+    what: str = 'training',        # is done, for the message
+    after: Callable[[], None] | None = None,  # called after every line that tells something
 ) -> None:
     "Run a module in several processes; returns when they are done."
     n_threads = max(1, count_cores()//n_of(arguments['devices']))
-    environment = {'OMP_NUM_THREADS': str(n_threads), **os.environ, 'PYTHONUNBUFFERED': '1'}
-    attend(launch_command(module, root, arguments, os.environ), environment)
+    given = {name: value for name, value in os.environ.items() if name not in NOT_FOR_OTHERS}
+    environment = {'OMP_NUM_THREADS': str(n_threads), **given, 'PYTHONUNBUFFERED': '1'}
+    attend(launch_command(module, root, arguments, os.environ), environment, what, after)

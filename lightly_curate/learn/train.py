@@ -40,6 +40,7 @@ from ..data.images import MAX_IMAGE_PIXELS
 from ..data.pictures import SECONDS, square_pixels
 from ..data.scan import counted
 from .backbone import HEAD, Backbone, backbone_entry, load_backbone, scale_pixels, weights_digest
+from .inference import inference_module
 from .cache import CachedPictures, build_cache, cache_side, open_cache, remove_cache
 from .checkpoints import read_checkpoint
 from .collapse import Spread, measure_spread
@@ -171,8 +172,10 @@ class WholeFiles(TorchCheckpointIO):
     "Checkpoints that are there whole or not at all."
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         try:
-            with replacing(Path(path)) as temporary, temporary.open('wb') as file: torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
+            with replacing(Path(path)) as temporary, temporary.open('wb') as file:
+                try: torch.save(checkpoint, file)
+                except RuntimeError as error: raise OSError(str(error)) from error  # what torch says of a write that failed
+        except OSError as error:
             raise OutputError(f'{Path(path).name} cannot be written ({error}); free space, and start again: '
                               'the run goes on from its last finished epoch') from error
 
@@ -549,7 +552,8 @@ def look(
     device = 'cuda' if is_gpu(trainer_arguments(job.lightly['trainer'])[0]) else 'cpu'
     n_workers = job.lightly['loader']['num_workers']
     with torch.random.fork_rng():
-        emb = embed_pictures(copy.deepcopy(module).to(device), job.start, job.pictures, indices, n_workers)
+        ready = inference_module(copy.deepcopy(module).cpu().eval(), job.start.input_size, torch.device(device))
+        emb = embed_pictures(ready, job.start, job.pictures, indices, n_workers)
     return measure_spread(emb)
 
 # %% ../../nbs/30_learn/39_train.ipynb #59901d5a

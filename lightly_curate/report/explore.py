@@ -284,6 +284,7 @@ def write_explore(
     curve: SelectionCurve | None = None,  # of the budget
     n_before: int = 0,              # samples chosen before this run, as the curve counts them
     is_own_curve: bool = True,      # the curve tells of this choice, not of what k-center would have chosen
+    is_kept: bool = True,           # False: the folder goes when the run has ended, and the page does not point to it
     n_bytes: int = N_BYTES,         # of pictures in the page, at most
     max_pixels: int = MAX_IMAGE_PIXELS,  # larger pictures are left out, pixels
 ) -> Explored:                      # what went in
@@ -293,7 +294,7 @@ def write_explore(
     points, names = describe_points(samples, rows, sheets.tiles), label_names(samples)
     n_pictures, near = sum(o >= 0 for o in points['tile']), {'side': sheets.side, 'columns': COLUMNS, 'per_sheet': PER_SHEET}
     labels = [names.get(o, '') for o in range(max(names, default=-1) + 1)]
-    link = quote(Path(os.path.relpath(input_dir, path.parent)).as_posix()) + '/' if input_dir else None
+    link = quote(Path(os.path.relpath(input_dir, path.parent)).as_posix()) + '/' if input_dir and is_kept else None
     placed = [coordinates(samples, rows, o).T for o in maps]
     told = {
         'title': title, 'summary': f'{counts["available"]:,} {words.many} available, {counts["sampled"]:,} selected',

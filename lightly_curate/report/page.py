@@ -21,16 +21,16 @@ from .words import SAMPLES, Words, in_words, words_for
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'RARE', 'PAIR_STATS', 'NEAR_STATS', 'REASONS', 'N_LINES', 'N_NAMES', 'N_FOLDERS', 'FOLDERS',
-           'BOTTLENECKS', 'ALL_WELL', 'PAIRS', 'N_PAIRS', 'SCATTER', 'MAPS', 'SAVINGS', 'N_BUDGETS', 'LOST', 'STEERED',
-           'KEPT_OUT', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken', 'listing', 'not_available',
-           'summary', 'ending', 'digits', 'estimate', 'saved_at_least', 'key_numbers', 'rare_numbers', 'shown',
-           'distance_table', 'distance_tables', 'figure_of', 'listed', 'explain_cleaning', 'corrupt_reasons',
-           'corrupt_files', 'duplicate_groups', 'folder_part', 'savings_table', 'stage_table', 'about_bottleneck',
-           'origin_table', 'typed', 'config_table', 'please_note', 'warnings_box', 'noticed', 'pair_lines',
-           'pair_pictures', 'histograms', 'maps', 'savings_part', 'about_curve', 'about_knee', 'about_certificate',
-           'few_points', 'budget_table', 'about_sampling', 'how_many', 'about_training', 'about_loss', 'warned',
-           'spread_table', 'about_spread', 'training_table', 'training_part', 'about_pool', 'datapool_part',
-           'check_report']
+           'BOTTLENECKS', 'EMBEDDING_PARTS', 'ALL_WELL', 'PAIRS', 'N_PAIRS', 'SCATTER', 'MAPS', 'SAVINGS', 'N_BUDGETS',
+           'LOST', 'STEERED', 'KEPT_OUT', 'called', 'said', 'sample_counts', 'data_name', 'heading', 'spoken',
+           'listing', 'not_available', 'summary', 'ending', 'digits', 'estimate', 'saved_at_least', 'key_numbers',
+           'rare_numbers', 'shown', 'distance_table', 'distance_tables', 'figure_of', 'listed', 'explain_cleaning',
+           'corrupt_reasons', 'corrupt_files', 'duplicate_groups', 'folder_part', 'savings_table', 'stage_table',
+           'about_embedding', 'about_bottleneck', 'origin_table', 'typed', 'config_table', 'please_note',
+           'warnings_box', 'noticed', 'pair_lines', 'pair_pictures', 'histograms', 'maps', 'savings_part',
+           'about_curve', 'about_knee', 'about_certificate', 'few_points', 'budget_table', 'about_sampling', 'how_many',
+           'about_training', 'about_loss', 'warned', 'spread_table', 'about_spread', 'training_table', 'training_part',
+           'about_pool', 'datapool_part', 'check_report']
 
 # %% ../../nbs/70_report/76_page.ipynb #3fe9d8ea
 def called(
@@ -341,12 +341,27 @@ BOTTLENECKS = {
     'scan': 'It lists the files: a disk nearer to the machine helps.',
     'clean': 'It reads and decodes every file once: a disk nearer to the machine and more processor cores help.',
     'train': 'It is optional: `enable_training=False` embeds with weights that were not changed; a GPU trains many times faster.',
-    'embed': 'A GPU helps, and so does a smaller backbone or `lightly.collate.input_size`; where it waits for the files, '
-             'more processor cores do.',
+    'embed': 'It reads, decodes and gives every image to the network.',
     'select': 'Its time grows with the images times those selected.',
     'deliver': 'It writes the lists and, where `dump_dataset` is set, the files.',
     'report': 'Most of that is drawing the maps and the pictures; it hardly grows with the number of images. '
               'Without the step `report` the lists are written all the same.'}
+
+EMBEDDING_PARTS = {
+    'decode': ('reading and decoding', 'more processor cores help'),
+    'network': ('the network', 'a GPU helps, and so does a smaller backbone or `lightly.collate.input_size`'),
+    'write': ('keeping the vectors', 'a faster disk for the run folder helps')}
+
+def about_embedding(
+    report: Report,  # what is in report.json
+) -> str:            # markdown, '' when nothing was embedded
+    "Which part of the embedding the others waited for."
+    found = report['job']['embedding']
+    if found is None: return ''
+    most, helps = EMBEDDING_PARTS[found['bottleneck']]
+    shares = sorted(((part, o) for part, o in found['busy'].items() if o is not None), key=lambda o: -o[1])
+    told = ', '.join(f'{EMBEDDING_PARTS[part][0]} {share:.0%} of the time' for part, share in shares)
+    return f' While embedding, these were busy: {told}. The others waited for {most}: {helps}.'
 
 def about_bottleneck(
     report: Report,  # what is in report.json
@@ -356,7 +371,7 @@ def about_bottleneck(
     text = f'Most of the time went into **{most["stage"]}**: {spoken(most["seconds"])} of {spoken(report["job"]["duration_s"])} ' \
            f'({most["share"]:.0%}). {BOTTLENECKS[most["stage"]]} The start of the program and the typesetting of this page are ' \
            'not in the table.'
-    return said(text, report)
+    return said(text + about_embedding(report), report)
 
 # %% ../../nbs/70_report/76_page.ipynb #c65f3ed4
 def origin_table(

@@ -4,12 +4,15 @@
 
 # %% ../../nbs/70_report/71_project.ipynb #26165d45
 from __future__ import annotations
+import sys
 import warnings
 from dataclasses import dataclass
 import numpy as np
+from ..core.compiled import keep_compiled
 
 # %% auto #0
-__all__ = ['MIN_POINTS', 'MAX_POINTS', 'scale_to_unit', 'pca', 'Layout', 'umap_layout', 'rows_to_draw']
+__all__ = ['MIN_POINTS', 'SLOW_TO_COMPILE', 'MAX_POINTS', 'scale_to_unit', 'pca', 'Layout', 'keep_umap_compiled', 'umap_layout',
+           'rows_to_draw']
 
 # %% ../../nbs/70_report/71_project.ipynb #86689884
 def scale_to_unit(
@@ -46,6 +49,15 @@ class Layout:
     note: str           # a sentence for the reader when it is not what was asked for, else ''
 
 MIN_POINTS = 4  # vectors needed for a neighbourhood graph that is not complete with two neighbours
+SLOW_TO_COMPILE = {  # one to seven seconds each; the last two lines are needed for more than 4,096 vectors
+    'umap.umap_': ('fast_knn_indices', 'smooth_knn_dist', 'compute_membership_strengths'),
+    'pynndescent.kernels': ('generate_graph_update_array_batched',),
+    'pynndescent.utils': ('build_candidates_owner', 'deheap_sort', 'sort_updates_by_block', 'apply_sorted_graph_update_array')}
+
+def keep_umap_compiled() -> None:
+    "Compile the slowest functions of UMAP once on a machine rather than once in every process."
+    for module, names in SLOW_TO_COMPILE.items():
+        if module in sys.modules: keep_compiled(getattr(sys.modules[module], o, None) for o in names)
 
 def umap_layout(
     x: np.ndarray,     # (n, d) float32, at least one row
@@ -62,6 +74,7 @@ def umap_layout(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # umap and numba speak of TensorFlow and threads, nothing for our reader
         import umap
+        keep_umap_compiled()
         model = umap.UMAP(n_neighbors=used, random_state=seed, n_jobs=1, init=start.astype(np.float32))
         points = model.fit_transform(x)
     note = f'There are {len(x)} images, so {used} neighbours were used instead of {n_neighbors}.'

@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 from ..core.errors import ReportError
+from ..core.imports import UNUSED_BY_JSONSCHEMA, leaving_out
 from ..core.rundir import RunDir, replacing
 from ..core.samples import available, count_samples, result_order
 from ..data.images import MAX_IMAGE_PIXELS
@@ -56,7 +57,7 @@ __all__ = ['Report', 'SCHEMA_VERSION', 'TEXT', 'COUNT', 'NUMBER', 'MAYBE_TEXT', 
 
 # %% ../../nbs/70_report/73_report.ipynb #ea1f23d7
 Report = dict[str, Any]  # what is in report.json
-SCHEMA_VERSION = '1.4'
+SCHEMA_VERSION = '1.5'
 TEXT, COUNT, NUMBER = {'type': 'string'}, {'type': 'integer', 'minimum': 0}, {'type': 'number'}
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = ({'type': [o, 'null']} for o in ('string', 'integer', 'number'))
 
@@ -88,6 +89,11 @@ JOB = object_of('what ran, where and how long', command=TEXT, source=SOURCE, sta
     seconds={'type': 'object', 'description': 'seconds by stage', 'additionalProperties': NUMBER},
     bottleneck=object_of('the stage that took longest', stage=TEXT, seconds=NUMBER,
                          share={**NUMBER, 'description': 'of duration_s, 0 to 1'}),
+    embedding=maybe(object_of('how busy the parts of embedding were, null: nothing was embedded', n_images=COUNT, seconds=NUMBER,
+        efficiency={**NUMBER, 'description': 'computing / (computing + waiting for pictures), 0 to 1'},
+        busy=object_of('share of the time at which each part was at work, 0 to 1; they work at the same time',
+                       decode={**MAYBE_NUMBER, 'description': 'reading and decoding, null: not measured'}, network=NUMBER,
+                       write={**NUMBER, 'description': 'keeping the vectors'}), bottleneck={'enum': ['decode', 'network', 'write']})),
     machine=object_of('what it ran on', system=TEXT, n_cpus=MAYBE_COUNT, memory_GB=MAYBE_NUMBER, device=TEXT),
     versions={'type': 'object', 'additionalProperties': TEXT},
     config={'type': 'object', 'description': 'as checked, without token', 'not': {'required': ['token']}})
@@ -104,6 +110,8 @@ STOPPING = object_of('what was asked and how the selection ended', method=TEXT,
     outlier_share={**NUMBER, 'description': 'part of the images that was left out as outliers, 0 to 1'},
     n_samples={**COUNT, 'description': 'most images that were to be selected'},
     ended_by={'enum': ['n_samples', 'min_distance', 'coverage_distance', 'exhausted', 'none']},
+    engine={'enum': ['local', 'torchrun', 'ray'], 'description': 'where the choice was made'},
+    two_rounds={'type': 'boolean', 'description': 'chosen from shards, then from their choices: other images than by exact k-center'},
     covering_distance={**MAYBE_NUMBER, 'description': 'no removed image is further than this from a selected one'})
 WEIGHTS = object_of('where the vectors come from', origin=TEXT, sha256=MAYBE_TEXT, name=MAYBE_TEXT,
     n_features=COUNT, input_size={**MAYBE_COUNT, 'description': 'pixels'})
@@ -225,7 +233,7 @@ def validate_report(
     schema: Report = REPORT_SCHEMA,  # or the schema of a part
 ) -> Report:                         # the same report
     "The report itself if it has the published shape, otherwise a `ReportError` that names every fault."
-    import jsonschema
+    with leaving_out(UNUSED_BY_JSONSCHEMA): import jsonschema
     faults = jsonschema.Draft202012Validator(schema).iter_errors(report)
     told = [f'{".".join(map(str, o.absolute_path)) or "report"}: {o.message[:200]}' for o in faults]
     if told:

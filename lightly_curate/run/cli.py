@@ -175,6 +175,7 @@ def check_ended(
     run: PlannedRun,  # run whose job has ended without an error
 ) -> None:
     "Refuse to call a job done that ended on the way, as by `sys.exit` in a file of the user."
+    if run.dir.manifest_json.is_file(): return  # taken away while anything is left to do, and written last
     from lightly_curate.run.pipeline import is_done, stages_to_do
     missing = [o for o in stages_to_do(run.cfg) if not is_done(run, o)]
     if missing: raise CurateError(f'the job ended before it had done {", ".join(missing)}, and gave no reason; {run.dir.log} says how far it came')

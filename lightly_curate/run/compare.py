@@ -21,6 +21,7 @@ from ..core.rundir import RunDir, replacing
 from ..core.samples import available
 from ..core.stages import read_mark
 from ..data.scan import counted
+from ..data.sources import near_folder
 from ..report.comparison import (COMPARISON_SCHEMA, Side, Space, check_finished, compare_sides,
                                               one_space, read_side, words_of)
 from ..report.elements import cards, escaped, table
@@ -341,7 +342,8 @@ def input_folder(
     "Where the images of a run are."
     mark = read_mark(side.dir, 'scan')
     path = mark.given.get('input_dir', '') if mark and side.cfg.input_dir else side.cfg.input_dir
-    return Path(path) if is_folder(path) else None
+    folder = near_folder(path, side.dir.input)
+    return folder if path and is_folder(folder) else None
 
 def read_chosen(
     side: Side,               # run
@@ -383,8 +385,7 @@ def show_chosen(
     from IPython.display import Markdown
     part, run = told['selection'][f'only_{of}'], of.upper()
     if not part['n']: return [Markdown(in_words(f'No image was selected only by {run}.', called(told)))]
-    first = {o['filename']: '' if o['distance'] is None else f'distance {o["distance"]:.4f}'
-             for o in part['shown'][:N_PICTURES]}
+    first = {o['filename']: '' if o['distance'] is None else f'distance {o["distance"]:.4f}' for o in part['shown'][:N_PICTURES]}
     pictures = read_chosen(side, list(first))
     names = ', '.join(f'{o} ({below})' if below else o for o, below in first.items())
     if not pictures:

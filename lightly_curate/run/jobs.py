@@ -15,12 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 from ..core import errors
+from ..core.config import NOT_FOR_OTHERS
 from ..core.errors import CurateError
+from ..core.imports import UNUSED_BY_PAPERMILL, leaving_out
 from ..core.rundir import RunDir, is_full, no_room
 
 # %% auto #0
-__all__ = ['JOBS', 'DISK_FAULTS', 'NOT_FOR_JOBS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error',
-           'private_kernel', 'execute', 'run_job']
+__all__ = ['JOBS', 'DISK_FAULTS', 'MAX_SOCKET_PATH', 'job_path', 'check_parameters', 'JobError', 'as_our_error', 'private_kernel',
+           'execute', 'run_job']
 
 # %% ../../nbs/80_run/81_jobs.ipynb #504d7d67
 JOBS = ('curate', 'train', 'embed', 'select', 'report', 'compare')
@@ -38,7 +40,7 @@ def check_parameters(
     parameters: Mapping[str, Any],   # name -> value
 ) -> None:
     "Refuse parameters that the notebook would not receive."
-    import papermill
+    with leaving_out(UNUSED_BY_PAPERMILL): import papermill
     known = papermill.inspect_notebook(str(notebook))
     unknown = sorted(set(parameters) - set(known))
     if not unknown: return
@@ -47,7 +49,6 @@ def check_parameters(
 
 # %% ../../nbs/80_run/81_jobs.ipynb #2b7a04fd
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-NOT_FOR_JOBS = ('LIGHTLY_TOKEN',)  # of the environment: nothing here needs it, and a notebook could show it
 MAX_SOCKET_PATH = 80  # characters; the system allows 108, and the number of the socket comes on top
 
 class JobError(Exception):
@@ -79,12 +80,13 @@ def private_kernel(
     with tempfile.TemporaryDirectory(prefix='curate-') as folder, Path(log or os.devnull).open('ab') as file:
         class QuietKernelManager(AsyncKernelManager):
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # as its parent has it
-                given = {o: value for o, value in (options.pop('env', None) or os.environ).items() if o not in NOT_FOR_JOBS}
+                given = {o: value for o, value in (options.pop('env', None) or os.environ).items() if o not in NOT_FOR_OTHERS}
                 environment = {**given, 'PYTHONUTF8': '1'}
                 await super().start_kernel(**options, stdout=file, stderr=file, env=environment)
         config = Config()
         if os.name == 'posix' and len(folder) < MAX_SOCKET_PATH:
             config.KernelManager.transport, config.KernelManager.ip = 'ipc', f'{folder}/socket'
+        config.NotebookClient.shutdown_kernel = 'immediate'  # all is written by then, and tearing torch down takes seconds
         yield {'config': config, 'kernel_manager_class': QuietKernelManager}
 
 # %% ../../nbs/80_run/81_jobs.ipynb #1ff84514
@@ -95,7 +97,7 @@ def execute(
     kernel_log: Path | None = None,  # what the kernel writes beside the outputs of its cells, None: nowhere
 ) -> None:
     "Execute a notebook in a kernel of this interpreter; its error is raised here."
-    import papermill
+    with leaving_out(UNUSED_BY_PAPERMILL): import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     check_parameters(notebook, parameters)

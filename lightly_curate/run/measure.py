@@ -4,7 +4,6 @@
 
 # %% ../../nbs/80_run/80_measure.ipynb #985f5d9d
 from __future__ import annotations
-import copy
 import logging
 import time
 import zlib
@@ -150,7 +149,7 @@ def rates_of_images(
             check_integrity(part_of(samples, part), Path(cfg.input_dir), 1, cfg.max_image_pixels, seconds=give_up_s)
     def load(part: np.ndarray) -> None:
         batches = load_batches(part_of(samples, part), np.arange(len(part)), Path(cfg.input_dir), backbone.input_size, len(part),
-                               1, cfg.max_image_pixels, least_side(backbone), give_up_s)
+                               1, cfg.max_image_pixels, least_side(backbone, cfg.decode_at_part), give_up_s)
         for _ in batches: pass
     found = []
     with quiet():
@@ -189,14 +188,14 @@ def rate_of_network(
     seconds: float,      # about how long it may take
 ) -> float:              # seconds for a picture
     "Give the network noise."
-    import torch
     from lightly_curate.embed.embed import choose_device, embed_batch, half_dtype, one_torch_thread
+    from lightly_curate.learn.inference import inference_module
     device = choose_device()
     n_compute = count_cores() if device.type == 'cpu' else 1
     shape = (max(2, batch_size), backbone.input_size, backbone.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     with quiet(), one_torch_thread():
-        dtype, module = half_dtype(precision, device), copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last)
+        dtype, module = half_dtype(precision, device), inference_module(backbone.module, backbone.input_size, device)
         def compute(n: int) -> np.ndarray: return embed_batch(Batch(np.arange(n), noise[:n], {}, 0.), backbone, module, device, dtype)
         def work(sizes: np.ndarray) -> None:
             for _ in map_in_threads(compute, sizes.tolist(), n_compute): pass

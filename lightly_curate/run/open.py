@@ -20,13 +20,14 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from ..core.config import STEPS, is_file, is_folder
+from ..core.config import STEPS, is_file, is_folder, is_folder_input
 from ..core.errors import InputError, ReportError
 from ..core.rundir import RUN_MARK, RunDir
 from ..core.samples import available, load_samples, result_order
 from ..core.stages import STAGES, read_mark
 from ..data.frames import pictures_of
 from ..data.images import MAX_IMAGE_PIXELS
+from ..data.sources import near_folder
 from ..embed.vectors import Vectors
 from ..report.maps import load_maps
 from ..report.pictures import GROUND, PAIR_SIZE, PICTURE_SIZE, framed, plot_pair, sheet_places
@@ -102,7 +103,8 @@ class RunTables:
         if input_dir is not None and not is_folder(input_dir):
             raise InputError(f'input_dir is {str(input_dir)!r}, which is no folder; give that of the images')
         scanned = read_mark(self.dir, 'scan')
-        self.input_dir = Path(input_dir or (scanned.given['input_dir'] if scanned else self.config.input_dir))
+        self.given_input = scanned.given['input_dir'] if scanned else self.config.input_dir  # as the user gave it, by its whole path
+        self.input_dir = Path(input_dir) if input_dir else near_folder(self.given_input, self.dir.input)
 
     @cached_property
     def done(self) -> tuple[str, ...]:
@@ -158,10 +160,15 @@ class RunFacts(RunTables):
         "What the samples of this run are called."
         return words_for(count_sources(self.samples))
 
+    def told_missing(self) -> str:  # goes on after 'the images'
+        "Where the images were that are not there now."
+        if is_folder_input(self.given_input): return f'were in {str(self.input_dir)!r}, which is no folder now'
+        return f'were brought near from {self.given_input!r} and removed when the run had ended (keep_input=True keeps them)'
+
     @property
     def name(self) -> str:
         "What the data set is called: its folder, or the file of its vectors."
-        source = self.config.embeddings or str(self.input_dir)
+        source = self.config.embeddings or (str(self.input_dir) if is_folder_input(self.given_input) else self.given_input)
         return Path(source).name
 
     def __repr__(self) -> str:
@@ -297,8 +304,7 @@ class RunPictures(RunFacts):
         "Pictures of some rows."
         if is_folder(self.input_dir):
             return read_rows(self.samples, rows, self.input_dir, side, self.config.max_image_pixels)
-        raise InputError(f'the {self.words.many} of this run were in {str(self.input_dir)!r}, which is no folder now; '
-                         f'say where they are: Run({str(self.path)!r}, input_dir=...)')
+        raise InputError(f'the {self.words.many} of this run {self.told_missing()}; say where they are: Run({str(self.path)!r}, input_dir=...)')
 
     def show(
         self,
@@ -462,8 +468,7 @@ def first_pictures(
     "Small pictures of the first of the selection, or of all when there is none yet."
     if not run.done: return '', ['Nothing has finished yet.']
     if not is_folder(run.input_dir):
-        return '', [f'The {run.words.many} were in {run.input_dir}, which is no folder now; '
-                    'Run(..., input_dir=...) says where they are.']
+        return '', [f'The {run.words.many} {run.told_missing()}; Run(..., input_dir=...) says where they are.']
     every = available(run.samples)
     rows = run.selected.index[:N_STRIP] if 'select' in run.done else every[sheet_places(len(every), N_STRIP)]
     return strip_html(run.pictures(rows, side=2*STRIP_HEIGHT), run.samples['filename']), []

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from ..clean.duplicates import mark_duplicates, mark_equal_vectors
 from ..clean.integrity import check_integrity, mark_damaged, refuse_all_corrupt
-from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_trained, leaves, notices, parse_config
+from ..core.config import CurateConfig, VideoOptions, is_file, is_folder, is_folder_input, is_trained, leaves, notices, parse_config
 from ..core.errors import ConfigError, EmbeddingsError, InputError, ReportError
 from ..core.lock import held
 from ..core.parts import Parts
@@ -31,6 +31,7 @@ from ..core.samples import (available, count_samples, load_samples, make_samples
 from ..core.stages import STAGES, Mark, read_mark, stage_inputs, write_mark
 from ..data.frames import VideoPass, find_named_frames, finish
 from ..data.scan import CHANGED_SINCE, Changes, changes_since, counted, name_fault, scan, states_of, with_states
+from ..data.sources import bring_near, known_near, near_folder, remove_near
 from ..data.video import Look
 from ..deliver.dump import dump_selected
 from ..deliver.export import (write_available_embeddings, write_corruptness, write_filename_lists, write_json,
@@ -53,20 +54,22 @@ from .start import PlannedRun, place_of
 from ..select.budget import SelectionCurve
 from ..select.datapool import (GIVEN, Datapool, check_weights, find_members, held_out,
                                             mark_excluded, mark_members, pool_checkpoint, pool_files, read_pool, update_pool)
-from ..select.select import curve_of, select
+from ..select.select import Chosen, curve_of, select
+from ..select.sharded import k_center_in_processes, k_center_in_two_rounds, on_ray
 
 # %% auto #0
-__all__ = ['TIME', 'Work', 'PARTS_OF', 'NO_VIDEOS', 'SPREAD_ROWS', 'WORK', 'STAGES_OF', 'GONE', 'outputs_of', 'is_done',
-           'run_stage', 'remove_passing', 'parts_of', 'finished_mark', 'table_after', 'save_arrays', 'save_vectors',
-           'load_vectors', 'check_given_names', 'tell_missing', 'mark_given', 'has_videos', 'check_videos',
-           'scan_stage', 'given_weights', 'device_name', 'open_pool', 'weights_request', 'trained_checkpoint',
-           'backbone_request', 'weights_of', 'will_train', 'try_weights', 'embedding_request', 'read_videos',
-           'known_vectors', 'clean_stage', 'train_stage', 'embed_stage', 'as_selected', 'selection_vectors',
-           'mark_earlier', 'keep_pool', 'kept_pool', 'count_members', 'select_stage', 'add_to_pool', 'write_curve',
-           'deliver_stage', 'tell_changes', 'dump_images', 'command', 'done_stages', 'describe_job', 'origin_notice',
+__all__ = ['TIME', 'Work', 'PARTS_OF', 'NO_VIDEOS', 'TWO_ROUNDS', 'SPREAD_ROWS', 'WORK', 'STAGES_OF', 'GONE', 'outputs_of',
+           'is_done', 'run_stage', 'remove_passing', 'parts_of', 'finished_mark', 'table_after', 'save_arrays',
+           'save_vectors', 'load_vectors', 'input_folder', 'images_near', 'scan_input', 'check_given_names',
+           'tell_missing', 'mark_given', 'has_videos', 'check_videos', 'scan_stage', 'given_weights', 'device_name',
+           'open_pool', 'weights_request', 'trained_checkpoint', 'backbone_request', 'weights_of', 'will_train',
+           'try_weights', 'embedding_request', 'engine_of', 'read_videos', 'known_vectors', 'clean_stage',
+           'train_stage', 'embed_stage', 'as_selected', 'selection_vectors', 'mark_earlier', 'keep_pool', 'kept_pool',
+           'count_members', 'who_chooses', 'select_stage', 'add_to_pool', 'write_curve', 'deliver_stage',
+           'tell_changes', 'dump_images', 'command', 'done_stages', 'how_busy', 'describe_job', 'origin_notice',
            'stopping_facts', 'training_facts', 'spread_of', 'explore', 'make_figures', 'report_stage', 'report_command',
-           'check_rendered_from', 'render_run', 'render', 'plan_run', 'tell_plan', 'stages_to_do', 'watched',
-           'touched_only', 'without_touched', 'leave_out', 'look_again', 'curate']
+           'check_rendered_from', 'render_run', 'render', 'folder_to_plan', 'plan_run', 'tell_plan', 'stages_to_do',
+           'watched', 'touched_only', 'without_touched', 'leave_out', 'look_again', 'curate']
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #7c23f576
 def outputs_of(
@@ -126,7 +129,7 @@ def run_stage(
     logger.info('%s: done in %.1f s', stage, seconds)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #ef4887ed
-PARTS_OF = {'clean': ('clean_videos', 'clean_images'), 'embed': ('embed',), 'deliver': ('deliver',)}  # folders of `core.parts`
+PARTS_OF = {'clean': ('clean_videos', 'clean_images', 'shards'), 'embed': ('embed', 'shards'), 'select': ('select',), 'deliver': ('deliver',)}  # folders of `core.parts`
 
 def remove_passing(
     run: PlannedRun,  # run
@@ -195,6 +198,31 @@ def load_vectors(
     return Vectors(np.load(run.dir.state_embeddings, mmap_mode='r'), np.load(run.dir.state_rows))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #bb411b0f
+def input_folder(
+    run: PlannedRun,  # run
+) -> Path:            # may be missing when vectors were given
+    "Folder of the images; what is in no folder is brought near first."
+    text = run.cfg.input_dir
+    return Path(text) if is_folder_input(text) else bring_near(text, run.dir.input).folder
+
+def images_near(
+    run: PlannedRun,  # run
+) -> Path | None:     # None: there is no such folder, or what was brought near is removed
+    "Folder of the images as it is now, for what can be done without them."
+    text = run.cfg.input_dir
+    if not is_folder_input(text) and known_near(text, run.dir.input) is None: return None
+    folder = near_folder(text, run.dir.input)
+    return folder if text and is_folder(folder) else None
+
+def scan_input(
+    run: PlannedRun,                 # run
+) -> tuple[pd.DataFrame, list[str]]:  # sample table, what a user should know, in sentences
+    "Find the samples of the input folder; what could not be brought near is corrupt."
+    text = run.cfg.input_dir
+    if is_folder_input(text): return scan(Path(text)), []
+    came = bring_near(text, run.dir.input)
+    return scan(came.folder, came.faults, named=text), came.notices
+
 def check_given_names(
     filenames: Sequence[str],  # from a file of embeddings
     source: str,               # name of that file
@@ -262,11 +290,11 @@ def scan_stage(
     "Find the samples: in the input folder, or in a file of embeddings."
     cfg = run.cfg
     if not cfg.embeddings:
-        samples = scan(Path(cfg.input_dir))
-        return samples, {'notices': check_videos(cfg, samples)}
+        samples, said = scan_input(run)
+        return samples, {'notices': said + check_videos(cfg, samples)}
     path = Path(cfg.shared_dir)/cfg.embeddings
     if path.suffix.lower() == '.npy':
-        samples = scan(Path(cfg.input_dir))
+        samples, _ = scan_input(run)
         if has_videos(samples):
             raise InputError(f'embeddings is {cfg.embeddings!r}, which has no names, and input_dir holds videos, whose frames are '
                              'not counted yet; give the embeddings as .csv or .parquet with the names of the frames')
@@ -277,12 +305,12 @@ def scan_stage(
         samples = make_samples(given.filenames, labels=None if given.labels is None else given.labels.tolist())
         position = {name: i for i, name in enumerate(given.filenames)}
         emb, order = given.emb, np.array([position[name] for name in samples['filename']], dtype=np.int64)
-        samples = mark_given(find_named_frames(samples, Path(cfg.input_dir)), given, order, path.name)
-        samples = with_states(samples, states_of(Path(cfg.input_dir), samples['path']))
+        samples = mark_given(find_named_frames(samples, input_folder(run)), given, order, path.name)
+        samples = with_states(samples, states_of(input_folder(run), samples['path']))
     logger.info('loaded %d embeddings of %d dimensions from %s', len(emb), emb.shape[1], path.name)
     write_npy(run.dir.state_embeddings, blocks_at(emb, order), emb.shape)
     save_arrays([(run.dir.state_rows, samples.index.to_numpy(dtype=np.int64))])
-    missing = tell_missing(samples, cfg.input_dir)
+    missing = tell_missing(samples, str(images_near(run) or ''))
     if missing and cfg.dump_dataset:
         raise InputError(f'{missing} dump_dataset=True needs them all; mend input_dir or leave dump_dataset out')
     if missing: logger.warning(missing)
@@ -384,9 +412,22 @@ def embedding_request(
     backbone: Any,    # from `load_backbone`
 ) -> dict[str, Any]:  # equal for equal vectors
     "What a vector depends on beside the picture."
-    return {**weights_of(backbone), 'precision': str(run.cfg.lightly['trainer']['precision'])}
+    return {**weights_of(backbone), 'precision': str(run.cfg.lightly['trainer']['precision']), 'decode_at_part': run.cfg.decode_at_part}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f0b48f62
+def engine_of(
+    run: PlannedRun,  # run
+    backbone: Any,    # from `load_backbone`
+) -> Any:             # `spread` of `embed` and `embed_videos`, None: this process
+    "Who embeds."
+    cfg, loader, trainer = run.cfg, run.cfg.lightly['loader'], run.cfg.lightly['trainer']
+    if cfg.engine == 'local': return None
+    from lightly_curate.embed.engines import Work, in_processes, in_ray
+    work = Work(backbone, input_folder(run), loader['batch_size'], loader['num_workers'], str(trainer['precision']), cfg.max_image_pixels,
+                cfg.max_seconds_per_file, Look(**asdict(cfg.video)), cfg.decode_at_part)
+    if cfg.engine == 'ray': return partial(in_ray, work, cfg.ray_address, cfg.engine_workers)
+    return partial(in_processes, work, run.dir, cfg.engine_workers, trainer.get('num_nodes', 1))
+
 def read_videos(
     run: PlannedRun,                       # run
     samples: pd.DataFrame,                 # sample table of the scan
@@ -396,7 +437,7 @@ def read_videos(
     asked: dict[str, Any] = {'batch_size': loader['batch_size'], 'look': asdict(cfg.video)}
     def reading_with(vectors: dict[str, Any] | None) -> VideoPass:
         parts = parts_of(run, 'clean_videos', samples, vectors=vectors, **asked)
-        return VideoPass(samples, Path(cfg.input_dir), loader['num_workers'], Look(**asdict(cfg.video)), cfg.max_image_pixels, parts,
+        return VideoPass(samples, input_folder(run), loader['num_workers'], Look(**asdict(cfg.video)), cfg.max_image_pixels, parts,
                          cfg.max_seconds_per_file)
     if is_trained(cfg) or 'embed' not in cfg.steps:
         reading = reading_with(None)
@@ -406,13 +447,15 @@ def read_videos(
                 progress.advance(len(batch.rows))
         read = finish(reading)
         return read.samples, {'videos': read.videos, 'embedded_with': None}
-    from lightly_curate.embed.embed import embed_videos
+    from lightly_curate.embed.embed import Busy, embed_videos
     from lightly_curate.learn.backbone import load_backbone
     backbone = load_backbone(**backbone_request(run, open_pool(run)))
     request = embedding_request(run, backbone)
-    read, vectors = embed_videos(reading_with(request), backbone, loader['batch_size'], str(cfg.lightly['trainer']['precision']))
+    busy = Busy()
+    read, vectors = embed_videos(reading_with(request), backbone, loader['batch_size'], str(cfg.lightly['trainer']['precision']), busy=busy,
+                                 spread=engine_of(run, backbone))
     save_arrays([(run.dir.state_frames, vectors.emb), (run.dir.state_frame_rows, vectors.rows)])
-    return read.samples, {'videos': read.videos, 'embedded_with': request}
+    return read.samples, {'videos': read.videos, 'embedded_with': request, 'embedding': busy.to_json()}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #d4e9e953
 def known_vectors(
@@ -435,10 +478,10 @@ def clean_stage(
     samples, facts = read_videos(run, samples) if has_videos(samples) else (samples, NO_VIDEOS)
     if cfg.enable_corruptness_check or cfg.remove_exact_duplicates:
         n_workers = cfg.lightly['loader']['num_workers']
-        samples = check_integrity(samples, Path(cfg.input_dir), n_workers, cfg.max_image_pixels, parts_of(run, 'clean_images', samples),
+        samples = check_integrity(samples, input_folder(run), n_workers, cfg.max_image_pixels, parts_of(run, 'clean_images', samples),
                                   cfg.max_seconds_per_file)
     if cfg.enable_corruptness_check: samples = mark_damaged(samples, cfg.corruptness_check.corruption_threshold)
-    samples = refuse_all_corrupt(samples, Path(cfg.input_dir))
+    samples = refuse_all_corrupt(samples, input_folder(run))
     return (mark_duplicates(samples) if cfg.remove_exact_duplicates else samples), facts
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f75eae96
@@ -450,7 +493,7 @@ def train_stage(
     from lightly_curate.learn.train import train
     cfg, samples = run.cfg, table_after(run, 'clean')
     start, said = start_backbone(**weights_request(run), pre_trained=cfg.lightly['pre_trained'], seed=cfg.lightly['seed'])
-    done = train(samples, start, Path(cfg.input_dir), cfg.lightly, cfg.train, run.dir, cfg.max_image_pixels, said, cfg.max_seconds_per_file)
+    done = train(samples, start, input_folder(run), cfg.lightly, cfg.train, run.dir, cfg.max_image_pixels, said, cfg.max_seconds_per_file)
     return samples, done.to_json()
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #04e89e71
@@ -460,24 +503,25 @@ def embed_stage(
     "Embed every available sample."
     cfg, samples = run.cfg, table_after(run, 'clean')
     checkpoint: Path | None = None
+    told: dict[str, Any] | None = None
     if cfg.embeddings:
         vectors = load_vectors(run)
         weights = given_weights(Path(cfg.shared_dir)/cfg.embeddings, vectors.emb.shape[1])
         device = 'none, embeddings were given'
     else:
-        from lightly_curate.embed.embed import embed
+        from lightly_curate.embed.embed import Busy, embed
         from lightly_curate.learn.backbone import load_backbone
         asked, loader = backbone_request(run, open_pool(run)), cfg.lightly['loader']
-        checkpoint, backbone = asked['checkpoint'], load_backbone(**asked)
-        samples, vectors = embed(samples, backbone, Path(cfg.input_dir), loader['batch_size'], loader['num_workers'],
+        checkpoint, backbone, busy = asked['checkpoint'], load_backbone(**asked), Busy()
+        samples, vectors = embed(samples, backbone, input_folder(run), loader['batch_size'], loader['num_workers'],
                                  str(cfg.lightly['trainer']['precision']), cfg.max_image_pixels, known_vectors(run, backbone),
                                  parts_of(run, 'embed', samples, vectors=embedding_request(run, backbone), batch_size=loader['batch_size']),
-                                 cfg.max_seconds_per_file)
-        device = device_name()
+                                 cfg.max_seconds_per_file, at_part=cfg.decode_at_part, busy=busy, spread=engine_of(run, backbone))
+        device, told = device_name() if cfg.engine == 'local' else f'{device_name()}, {cfg.engine}', busy.to_json()
         weights = weights_of(backbone)
         save_vectors(run, vectors)
     write_available_embeddings(samples, vectors, run.dir.embeddings_csv)
-    return samples, {'weights': weights, 'device': device, 'checkpoint': str(checkpoint.absolute()) if checkpoint else ''}
+    return samples, {'weights': weights, 'device': device, 'checkpoint': str(checkpoint.absolute()) if checkpoint else '', 'embedding': told}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f01d00ae
 def as_selected(
@@ -553,6 +597,23 @@ def count_members(
     return len(pool) - len(np.unique(found.row[found.row >= 0]))
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #f1ce31c0
+TWO_ROUNDS = 'Chosen in two rounds (select.two_round_shards={}): no sample is further from a selected one than 4 times the best possible, where exact ' \
+    'choices promise 2 times. The selection curve is about exact choices, so there is none.'
+
+def who_chooses(
+    run: PlannedRun,  # run
+) -> tuple[str, Callable[..., Chosen] | None]:  # engine; what takes the place of the method, None: nothing
+    "Where the choices of a run are made."
+    cfg, n_shards = run.cfg, run.cfg.select.two_round_shards
+    if n_shards and cfg.engine == 'ray':
+        spread = partial(on_ray, address=cfg.ray_address, n_workers=cfg.engine_workers)
+        return 'ray', partial(k_center_in_two_rounds, n_shards=n_shards, run=spread)
+    if n_shards: return 'local', partial(k_center_in_two_rounds, n_shards=n_shards)
+    if cfg.engine != 'torchrun' or cfg.method != 'coreset': return 'local', None
+    from lightly_curate.learn.devices import processes_here
+    return 'torchrun', partial(k_center_in_processes, folder=run.dir.parts('select'), n_processes=processes_here(cfg.engine_workers),
+                               n_nodes=cfg.lightly['trainer'].get('num_nodes', 1))
+
 def select_stage(
     run: PlannedRun,                       # run
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # sample table; small facts for later stages
@@ -565,17 +626,19 @@ def select_stage(
     if pool is not None: keep_pool(run, samples, as_selected(run, pool.emb))
     logger.info('selecting by %s, %s', cfg.method, ' and '.join(asked) or 'no stopping condition')
     kept, n_members = kept_pool(run), count_members(run, samples, pool)
+    (engine, way), n_shards = who_chooses(run), cfg.select.two_round_shards
     done = select(samples, vectors, cfg.method, stop.n_samples, stop.min_distance, seed, pool=kept,
                   coverage_distance=stop.coverage_distance, outlier_share=cfg.select.outlier_share, n_members=n_members,
-                  sequence_length=cfg.selected_sequence_length)
+                  sequence_length=cfg.selected_sequence_length, way=way)
     counts, ended_by = count_samples(done.samples), done.ended_by.value
     logger.info('selected %d of %d available samples, ended by %s', counts['sampled'], counts['available'], ended_by)
     if done.n_left_over:
         said.append(f'{counted(done.n_left_over, "available frame")} in no run of {cfg.selected_sequence_length} neighbours could not be selected.')
-    curve = curve_of(done, vectors, cfg.method, seed, kept, n_members, cfg.selected_sequence_length)
+    if n_shards and ended_by == 'n_samples': said.append(TWO_ROUNDS.format(n_shards))
+    curve = None if n_shards else curve_of(done, vectors, cfg.method, seed, kept, n_members, cfg.selected_sequence_length)
     return done.samples, {'n_target': done.n_target, 'ended_by': ended_by, 'covering_distance': done.covering_distance,
                           'notices': said, 'n_before': done.n_preselected + n_members,
-                          'pool': '' if pool is None else pool.state, 'curve': curve.to_json() if curve else None}
+                          'pool': '' if pool is None else pool.state, 'curve': curve.to_json() if curve else None, 'engine': engine}
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #4a90e2f7
 def add_to_pool(
@@ -631,8 +694,9 @@ def tell_changes(
     run: PlannedRun,  # run
 ) -> list[str]:       # no sentence or one
     "Say which files are no longer those that were scanned."
-    if not is_folder(run.cfg.input_dir): return []
-    changes = changes_since(table_after(run, 'scan'), Path(run.cfg.input_dir), with_new=False)
+    folder = images_near(run)
+    if folder is None: return []
+    changes = changes_since(table_after(run, 'scan'), folder, with_new=False)
     if not changes: return []
     said = f'Since input_dir was scanned, {changes.words()}.'
     logger.warning(said)
@@ -644,7 +708,7 @@ def dump_images(
 ) -> list[str]:             # what a user should know about the images written, in sentences
     "Write the selected images."
     cfg, said = run.cfg, []
-    dump = dump_selected(samples, Path(cfg.input_dir), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
+    dump = dump_selected(samples, input_folder(run), run.dir.sampled, cfg.output_image_size, cfg.output_image_format,
                          cfg.lightly['loader']['num_workers'], cfg.max_image_pixels,
                          parts_of(run, 'deliver', samples.loc[result_order(samples)], size=cfg.output_image_size, format=cfg.output_image_format),
                          cfg.max_seconds_per_file)
@@ -669,6 +733,13 @@ def done_stages(
     "Stages whose results a report tells of."
     return [o for o in STAGES if o != 'report' and (o != 'train' or is_trained(run.cfg))]
 
+def how_busy(
+    marks: Sequence[Mark],   # of finished stages
+) -> dict[str, Any] | None:  # as in report.json, None: nothing was embedded
+    "How busy the parts of the embedding were, in the longer pass where frames and images were embedded in two."
+    found = [o.result['embedding'] for o in marks if o.result.get('embedding')]
+    return max(found, key=lambda o: o['seconds'], default=None)
+
 def describe_job(
     run: PlannedRun,  # run
     report_s: float,  # seconds the report has taken so far
@@ -679,7 +750,7 @@ def describe_job(
     device = finished_mark(run, 'embed').result['device']
     return {'command': command(run), 'source': 'embeddings' if run.cfg.embeddings else 'images',
             'started_at': marks[0].started_at, 'finished_at': time.strftime(TIME),
-            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'bottleneck': find_bottleneck(seconds),
+            'duration_s': round(sum(seconds.values()), 3), 'seconds': seconds, 'bottleneck': find_bottleneck(seconds), 'embedding': how_busy(marks),
             'machine': describe_machine(device), 'versions': installed_versions(), 'config': asdict(run.cfg)}
 
 def origin_notice(
@@ -697,7 +768,8 @@ def stopping_facts(
     "What was asked of the selection and what ended it."
     cfg, done = run.cfg, finished_mark(run, 'select').result
     return {'method': cfg.method, 'asked': asdict(cfg.stopping_condition), 'outlier_share': cfg.select.outlier_share,
-            'n_samples': done['n_target'], 'ended_by': done['ended_by']}
+            'n_samples': done['n_target'], 'ended_by': done['ended_by'], 'engine': done.get('engine', 'local'),
+            'two_rounds': cfg.select.two_round_shards != 0}
 
 def training_facts(
     run: PlannedRun,         # run
@@ -724,8 +796,8 @@ def explore(
 ) -> None:
     "Write the page to explore a run with."
     cfg, chosen = run.cfg, finished_mark(run, 'select').result
-    write_explore(run.dir.explore_html, samples, made.maps,
-                  Path(cfg.input_dir) if is_folder(cfg.input_dir) else None, title=Path(cfg.embeddings or cfg.input_dir).name,
+    write_explore(run.dir.explore_html, samples, made.maps, images_near(run), title=Path(cfg.embeddings or cfg.input_dir).name,
+                  is_kept=is_folder_input(cfg.input_dir) or cfg.keep_input,
                   curve=curve, n_before=chosen['n_before'], max_pixels=cfg.max_image_pixels,
                   is_own_curve=cfg.method == 'coreset' and cfg.selected_sequence_length == 1)
 
@@ -738,7 +810,7 @@ def make_figures(
     "Statistics of the available and of the selected samples, and all figures."
     cfg, vectors, chosen = run.cfg, selection_vectors(run, available(samples)), finished_mark(run, 'select').result
     max_bytes, seed, n_pairs = cfg.memory_requirement_in_GB*1e9, cfg.lightly['seed'], cfg.n_example_images
-    input_dir = Path(cfg.input_dir) if is_folder(cfg.input_dir) else None
+    input_dir = images_near(run)
     pool = kept_pool(run) if cfg.datapool.name else None
     counts = count_samples(samples)
     n_selected = chosen['n_before'] + counts['sampled'] - counts['preselected'] if curve else None
@@ -840,6 +912,15 @@ def render(
     logger.info('report.pdf and report.html: done in %.1f s', time.perf_counter() - begun)
 
 # %% ../../nbs/80_run/82_pipeline.ipynb #04941e43
+def folder_to_plan(
+    run: PlannedRun,  # whose input is no folder
+) -> Path:            # what it was brought into
+    "A plan decodes some of the images, so they must have been brought near, unless vectors were given or all is read."
+    if images_near(run) is None and not run.cfg.embeddings and not is_done(run, 'scan'):
+        raise InputError(f'input_dir is {run.cfg.input_dir}, and a plan looks at images that are here; start the run: it brings them near, '
+                         'refuses before that what the disk cannot hold, and tells its plan after that')
+    return near_folder(run.cfg.input_dir, run.dir.input)
+
 def plan_run(
     run: PlannedRun,                # its folder may not exist
     seconds: float | None = None,   # for trying, None: a twentieth of the run, three at most
@@ -848,11 +929,12 @@ def plan_run(
     "What a run will take."
     cfg, left = run.cfg, [o for o in stages_to_do(run.cfg) if not is_done(run, o)]
     known = next((table_after(run, o) for o in ('clean', 'scan') if is_done(run, o)), None)
+    if not is_folder_input(cfg.input_dir): cfg = replace(cfg, input_dir=str(folder_to_plan(run)))
     samples = scan(Path(cfg.input_dir)) if known is None and not cfg.embeddings else known
     reads = not cfg.embeddings and bool({'clean', 'train', 'embed'} & set(left))
     asked = backbone_request(run, open_pool(run)) if reads else None
     embedded = read_mark(run.dir, 'embed')
-    return make_plan(run, left, samples, asked, seconds, n_features=embedded.result['weights']['n_features'] if embedded else 0, is_running=is_running)
+    return make_plan(replace(run, cfg=cfg), left, samples, asked, seconds, n_features=embedded.result['weights']['n_features'] if embedded else 0, is_running=is_running)
 
 def tell_plan(
     run: PlannedRun,  # run in which scan has finished
@@ -893,7 +975,7 @@ def touched_only(
     cfg, known = run.cfg, table_after(run, 'clean').set_index('filename')['content'].reindex(list(names)).dropna()
     if not len(known): return []
     try:
-        again = check_integrity(make_samples(known.index.tolist()), Path(cfg.input_dir), cfg.lightly['loader']['num_workers'], cfg.max_image_pixels,
+        again = check_integrity(make_samples(known.index.tolist()), input_folder(run), cfg.lightly['loader']['num_workers'], cfg.max_image_pixels,
                                 seconds=cfg.max_seconds_per_file)
     except InputError:  # none of them is a picture any more
         return []
@@ -908,7 +990,7 @@ def without_touched(
     same = touched_only(run, changes.changed) if changes.changed and is_done(run, 'clean') else []
     if not same: return changes
     logger.info('%s of another time of change, with the same pixels', counted(len(same), 'file'))
-    states = states_of(Path(run.cfg.input_dir), same)
+    states = states_of(input_folder(run), same)
     for stage in [o for o in ('scan', 'clean', 'train') if is_done(run, o)]:
         samples = table_after(run, stage)
         known = zip(samples['path'], zip(samples['size_bytes'], samples['mtime_ns'], strict=True), strict=True)
@@ -936,7 +1018,7 @@ def look_again(
     run: PlannedRun,  # run in which scan has finished
 ) -> None:
     "Compare the input folder with what was scanned, and refuse to go on with another one unless that was asked for."
-    changes = without_touched(run, changes_since(table_after(run, 'scan'), Path(run.cfg.input_dir)))
+    changes = without_touched(run, changes_since(table_after(run, 'scan'), input_folder(run)))
     if not changes:
         logger.info('input_dir is as it was scanned')
         return
@@ -968,4 +1050,5 @@ def curate(
             run_stage(run, stage, partial(WORK[stage], run))
         if 'report' in todo: render(run)
         if not run.dir.manifest_json.is_file(): write_manifest(run)
+        if not run.cfg.keep_input and is_done(run, 'report'): remove_near(run.dir.input)
     return table_after(run, todo[-1])

@@ -74,7 +74,7 @@ def plan_again(
 
 # %% ../../nbs/80_run/85_repeat.ipynb #69a551d1
 PLACES = ('input_dir', 'output_dir', 'run_directory', 'shared_dir', 'weights_dir', 'steps', 'token')  # keys
-TIMES = {'job': ('command', 'started_at', 'finished_at', 'duration_s', 'seconds', 'bottleneck', 'machine'),
+TIMES = {'job': ('command', 'started_at', 'finished_at', 'duration_s', 'seconds', 'bottleneck', 'embedding', 'machine'),
          'training': ('seconds', 'images_per_s', 'wait_share', 'cache_bytes', 'resumed_at')}  # of report.json
 UNCOMPARED = ('training/', 'config/hydra.yaml', 'config/overrides.yaml')  # names begin with these
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 import yaml
 from ..core.config import (CurateConfig, StoppingCondition, check_overrides, check_paths,
-                                        compose_config, config_yaml, is_trained, leaves, parse_config, resolve,
+                                        compose_config, config_yaml, is_address, is_trained, leaves, parse_config, resolve,
                                         tidy_override, without_token)
 from ..core.errors import ConfigError, InputError, OutputError
 from ..core.lock import held
@@ -26,7 +26,7 @@ from ..core.training_keys import check_keys
 # %% auto #0
 __all__ = ['SHORT', 'CUT_KEYS', 'MOST_LETTERS', 'PlannedRun', 'check_steps', 'write_run', 'with_whole_paths', 'create_run',
            'open_run', 'cut_words', 'cut_config', 'cut_name', 'place_of', 'embedded_run', 'taken_over', 'taken_pairs',
-           'pool_files_of', 'check_same_source', 'link', 'check_pool', 'recut', 'with_choice', 'resume']
+           'pool_files_of', 'check_same_source', 'link', 'link_input', 'check_pool', 'recut', 'with_choice', 'resume']
 
 # %% ../../nbs/80_run/80_start.ipynb #ef3d055f
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def with_whole_paths(
     cfg: CurateConfig,   # resolved configuration
 ) -> CurateConfig:       # that means the same when it is read in another folder
     "Name the folders that are read by their whole paths."
-    keys = ('input_dir', 'shared_dir', 'weights_dir')
+    keys = ('shared_dir', 'weights_dir') if is_address(cfg.input_dir) else ('input_dir', 'shared_dir', 'weights_dir')
     return replace(cfg, **{o: os.path.abspath(getattr(cfg, o)) for o in keys if getattr(cfg, o)})
 
 def create_run(
@@ -249,6 +249,13 @@ def link(
         with replacing(target) as temporary: shutil.copyfile(source, temporary)
 
 # %% ../../nbs/80_run/80_start.ipynb #2c6942e4
+def link_input(
+    old: PlannedRun,  # to choose from
+    files: RunDir,    # folder of the new choice
+) -> None:
+    "Let a new choice see what the old run has brought near and kept."
+    if old.dir.input.is_dir() and not files.input.exists() and not files.input.is_symlink(): files.input.symlink_to(old.dir.input)
+
 def check_pool(
     old: PlannedRun,    # that chose against a datapool
     cfg: CurateConfig,  # of the new choice
@@ -285,6 +292,7 @@ def recut(
     if keeps_pool:
         for source, target in zip(pool_files_of(old.dir), pool_files_of(files), strict=True): link(source, target)
     for source, target in taken_pairs(old, files): link(source, target)
+    link_input(old, files)
     return new
 
 # %% ../../nbs/80_run/80_start.ipynb #dfad1908

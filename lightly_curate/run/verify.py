@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-from ..core.config import CurateConfig, is_file, is_folder, parse_config
+from ..core.config import CurateConfig, is_file, is_folder, is_folder_input, parse_config
 from ..core.errors import CurateError, InputError
 from ..core.rundir import RUN_MARK, RunDir
 from ..core.samples import available, count_samples, load_samples, result_order
@@ -443,10 +443,11 @@ def check_inputs(
         if not is_file(shared/o['name']): faults.append(f'{o["name"]} is not in {shared} any more')
         elif describe_files(shared, [o['name']])[o['name']] != known: faults.append(f'{o["name"]} in {shared} has other content')
     if e.cfg.embeddings: return faults, counted(len(e.manifest['inputs']['given']), 'given file')
-    if not is_folder(e.manifest['inputs']['folder']): return [*faults, f'{e.manifest["inputs"]["folder"]} is no folder any more'], ''
-    there, known = scan(Path(e.manifest['inputs']['folder'])), load_samples(e.dir.table('scan'))
+    place, before = e.manifest['inputs']['folder'], load_samples(e.dir.table('clean'))
+    if not is_folder_input(place): return faults + compare_inputs(before, decode_again(e)), f'{counted(len(before), "sample")} brought near and decoded again'
+    if not is_folder(place): return [*faults, f'{place} is no folder any more'], ''
+    there, known = scan(Path(place)), load_samples(e.dir.table('scan'))
     faults += [f'{o} is new' for o in sorted(set(there['filename']) - set(known['filename']))]
-    before = load_samples(e.dir.table('clean'))
     return faults + compare_inputs(before, decode_again(e)), f'{counted(len(before), "sample")} decoded again'
 
 # %% ../../nbs/80_run/83_verify.ipynb #72cc8241

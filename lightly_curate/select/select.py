@@ -47,13 +47,15 @@ def choose(
     seed: int,                   # of the methods that draw
     chosen: np.ndarray | None = None,  # (p, d) float32 chosen earlier, None: none
     unit: str = 'samples',       # what a row of `x` is, for the progress line
+    way: Callable[..., Chosen] | None = None,  # makes the choice in place of the method, and tells its progress itself
 ) -> Chosen:                     # (k,) int64 rows in order of choice; (k,) float32 gaps
     "Let a method choose, and count its choices."
     if not n_samples: return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    drawn = {'seed': seed} if method in DRAW else {}
+    given = {'chosen': chosen, 'coverage_distance': max(asked.coverage_distance, 0.)}
+    if way is not None: return way(x, n_samples, max(asked.min_distance, 0.), **given)
+    if method in DRAW: given['seed'] = seed
     with Progress('selecting', n_samples, unit) as progress:
-        return METHODS[method](x, n_samples, max(asked.min_distance, 0.), chosen=chosen,
-                               coverage_distance=max(asked.coverage_distance, 0.), on_choice=progress.advance, **drawn)
+        return METHODS[method](x, n_samples, max(asked.min_distance, 0.), on_choice=progress.advance, **given)
 
 # %% ../../nbs/50_select/58_select.ipynb #bf0dc47a
 def mark_outliers(
@@ -162,6 +164,7 @@ def select_among(
     pool: np.ndarray | None = None,   # (p, d) vectors of the datapool, scaled like `vectors`
     n_members: int = 0,               # members of the datapool that count for n_samples
     unit: str = 'samples',            # what a row is, for log and progress
+    way: Callable[..., Chosen] | None = None,  # as for `choose`
 ) -> Selection:                       # new table and facts
     "Choose among the available rows of a table."
     free, before = selectable(samples)
@@ -175,7 +178,7 @@ def select_among(
         reason = ended_by(asked, n_wanted, n_wanted, len(free))
         return Selection(samples, ended_by=reason, covering_distance=0., **facts)
     chosen = earlier(vectors.of(before).emb, pool)
-    added, gaps = choose(method, vectors.of(free).emb, n_wanted, asked, seed, chosen, unit)
+    added, gaps = choose(method, vectors.of(free).emb, n_wanted, asked, seed, chosen, unit, way)
     gaps = np.append(np.full(len(before), np.nan, dtype=np.float32), gaps)
     samples = write_choice(samples, np.append(before, free[added]), gaps, vectors)
     others = np.setdiff1d(free, free[added])
@@ -260,6 +263,7 @@ def select_sequences(
     seed: int,                  # of the methods that draw
     outlier_share: float,       # of the sequences
     length: int,                # x, frames in a sequence
+    way: Callable[..., Chosen] | None = None,  # as for `choose`
 ) -> Selection:                 # of frames
     "Choose among runs of neighbouring samples."
     selectable(samples)
@@ -272,7 +276,7 @@ def select_sequences(
     n_available -= length*int((table['status'] == 'outlier').sum())
     n_wanted = sequences_asked(asked.n_samples, n_available, length)
     logger.info('choosing among %s of %d samples', counted(len(available(table)), 'sequence'), length)
-    done = select_among(table, means, method, replace(asked, n_samples=n_wanted), seed, unit='sequences')
+    done = select_among(table, means, method, replace(asked, n_samples=n_wanted), seed, unit='sequences', way=way)
     n_left_over = len(sequences.left_over)
     if n_left_over: logger.info('%s in no whole sequence', counted(n_left_over, 'available sample'))
     samples = tell_left_over(spread(samples, sequences, done.samples), vectors, sequences)
@@ -293,6 +297,7 @@ def select(
     pool: np.ndarray | None = None,   # (p, d) vectors of the datapool, scaled like `vectors`
     n_members: int = 0,               # members of the datapool that count for n_samples
     sequence_length: int = 1,         # neighbouring samples that are chosen as one
+    way: Callable[..., Chosen] | None = None,  # makes the choice in place of the method, as of `select.sharded`
 ) -> Selection:                       # new table and facts
     "Choose among the available samples."
     if method not in METHODS: raise SelectionError(f'method is {method!r}, allowed is {", ".join(METHODS)}')
@@ -303,9 +308,9 @@ def select(
         raise SelectionError(f'selected_sequence_length is {sequence_length}, and there is a datapool, which holds '
                              'single samples; leave one of the two out')
     if sequence_length != 1:
-        return select_sequences(samples, vectors, method, asked, seed, outlier_share, sequence_length)
+        return select_sequences(samples, vectors, method, asked, seed, outlier_share, sequence_length, way)
     samples = mark_outliers(samples, vectors, outlier_share, seed)
-    return select_among(samples, vectors, method, asked, seed, pool, n_members)
+    return select_among(samples, vectors, method, asked, seed, pool, n_members, way=way)
 
 # %% ../../nbs/50_select/58_select.ipynb #40bdbe18
 def in_samples(
