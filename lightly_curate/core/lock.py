@@ -223,7 +223,9 @@ class Keeper:
         while not self.done.wait(self.refresh_s):
             self.lost = self.fault()
             if self.lost and not self.done.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
+                is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # started in the background of a shell script
+                if is_deaf: logger.error(self.lost)
+                os.kill(os.getpid(), signal.SIGTERM if is_deaf else signal.SIGINT)
                 return
             try: os.utime(self.path)
             except OSError: continue  # a network file system that is away for a while is no reason to stop
