@@ -304,7 +304,7 @@ def test_interrupted_rendering_leaves_the_old_pages(copied, monkeypatch, tmp_pat
     from lightly_curate.report import render
     from lightly_curate.run.pipeline import render_run
     def stopped(*words, **keys): raise KeyboardInterrupt
-    monkeypatch.setattr(render, 'render_pdf', stopped)
+    monkeypatch.setattr(render, 'to_pdf', stopped)
     copied.report_pdf.write_text('old'), copied.report_html.write_text('old')
     with pytest.raises(KeyboardInterrupt): render_run(copied, tmp_path/'report.ipynb')
     assert copied.report_pdf.read_text() == copied.report_html.read_text() == 'old'

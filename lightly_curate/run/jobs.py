@@ -86,7 +86,6 @@ def private_kernel(
         config = Config()
         if os.name == 'posix' and len(folder) < MAX_SOCKET_PATH:
             config.KernelManager.transport, config.KernelManager.ip = 'ipc', f'{folder}/socket'
-        config.NotebookClient.shutdown_kernel = 'immediate'  # all is written by then, and tearing torch down takes seconds
         yield {'config': config, 'kernel_manager_class': QuietKernelManager}
 
 # %% ../../nbs/80_run/81_jobs.ipynb #1ff84514

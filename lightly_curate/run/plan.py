@@ -199,7 +199,7 @@ CURVE_PASSES, CURVE_WORK, CURVE_ROWS = 11, 1.6e10, 10_000  # as in select.budget
 VIEW_S = .006                # two views of an image, seconds of a core
 TRAIN_START_S = 8.           # worker processes, and a look at the embeddings before and after
 WRITE_PIXEL_S = 2.5e-7       # a pixel written as PNG, the slowest of the formats
-REPORT_S, POINT_S, N_POINTS = 16., 2.5e-3, 15_000  # whatever the input, 13 more the first time on a machine; each point of the maps; at most so many
+REPORT_S, POINT_S, N_POINTS = 20., 2.5e-3, 15_000  # whatever the input, 13 more the first time on a machine; each point of the maps; at most so many
 PAIR_S, MOST_PAIRS = 2e-9, 2.5e9                   # a pair of vectors of 32 numbers on two cores; pairs looked at
 
 def pictures_s(
